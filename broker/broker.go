@@ -1,0 +1,2 @@
+// Package broker lends virtual functions to guests.
+package broker
