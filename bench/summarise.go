@@ -1,0 +1,244 @@
+package bench
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+)
+
+// Names of the costs that the summary needs. The others are the buckets and events of bench/hostcpu.
+const costExits = "exits"
+
+// Units of costs.
+const (
+	UnitCPU   = "ns"
+	UnitCount = "count"
+)
+
+// histogram bounds: 1 ns to 10 s, three digits.
+const (
+	histogramLow    = 1
+	histogramHigh   = int64(10 * time.Second)
+	histogramDigits = 3
+)
+
+// Measured is one block as it comes from the client.
+type Measured struct {
+	Sequence int
+	RTTs     []int64 // ns
+	Lost     int
+	Gross    Usage
+	Idle     Usage
+}
+
+// NewSize makes the statistics of one path and size from its blocks.
+func NewSize(bytes, warmup int, blocks []Measured) (Size, error) {
+	s := Size{Bytes: bytes, Warmup: warmup}
+	hist := hdrhistogram.New(histogramLow, histogramHigh, histogramDigits)
+	for _, m := range blocks {
+		if len(m.RTTs) == 0 {
+			return Size{}, fmt.Errorf("count block %d of %d bytes: no reply of %d came back", m.Sequence, bytes, m.Lost)
+		}
+		for _, ns := range m.RTTs {
+			if err := hist.RecordValue(min(max(ns, histogramLow), histogramHigh)); err != nil {
+				return Size{}, fmt.Errorf("record round trip of %d ns: %w", ns, err)
+			}
+		}
+		s.Blocks = append(s.Blocks, newBlock(m))
+	}
+	encoded, err := hist.Encode(hdrhistogram.V2CompressedEncodingCookieBase)
+	if err != nil {
+		return Size{}, fmt.Errorf("encode histogram of %d bytes: %w", bytes, err)
+	}
+	s.Histogram = string(encoded)
+	s.Latency = newLatency(s.Blocks)
+	s.Costs = newCosts(s.Blocks)
+	return s, nil
+}
+
+func newBlock(m Measured) Block {
+	sorted := slices.Clone(m.RTTs)
+	slices.Sort(sorted)
+	var sum float64
+	for _, ns := range sorted {
+		sum += float64(ns)
+	}
+	return Block{
+		Sequence: m.Sequence, Rounds: len(sorted), Lost: m.Lost,
+		P50: quantile(sorted, 0.50), P90: quantile(sorted, 0.90), P99: quantile(sorted, 0.99),
+		Min: sorted[0], Max: sorted[len(sorted)-1], Mean: sum / float64(len(sorted)),
+		Gross: m.Gross, Idle: m.Idle,
+	}
+}
+
+func newLatency(blocks []Block) Latency {
+	over := func(of func(Block) float64) Estimate { return estimate(mapped(blocks, of)) }
+	l := Latency{
+		P50: over(func(b Block) float64 { return float64(b.P50) }),
+		P90: over(func(b Block) float64 { return float64(b.P90) }),
+		P99: over(func(b Block) float64 { return float64(b.P99) }),
+	}
+	for i, b := range blocks {
+		if i == 0 || b.Min < l.Min {
+			l.Min = b.Min
+		}
+		l.Max = max(l.Max, b.Max)
+		l.Rounds += b.Rounds
+		l.Lost += b.Lost
+	}
+	return l
+}
+
+// newCosts divides what every block used by its messages. A bucket or event
+// that one block lacks is unknown, and left out.
+func newCosts(blocks []Block) []Cost {
+	if len(blocks) == 0 {
+		return nil
+	}
+	var costs []Cost
+	for _, name := range slices.Sorted(maps.Keys(blocks[0].Gross.CPU)) {
+		costs = appendCost(costs, blocks, name, UnitCPU, func(u Usage) (float64, bool) {
+			v, ok := u.CPU[name]
+			return float64(v), ok
+		})
+	}
+	for _, name := range slices.Sorted(maps.Keys(blocks[0].Gross.Counts)) {
+		costs = appendCost(costs, blocks, name, UnitCount, func(u Usage) (float64, bool) {
+			v, ok := u.Counts[name]
+			return float64(v), ok
+		})
+	}
+	return costs
+}
+
+func appendCost(costs []Cost, blocks []Block, name, unit string, of func(Usage) (float64, bool)) []Cost {
+	var gross, idle, net []float64
+	for _, b := range blocks {
+		g, knownG := of(b.Gross)
+		i, knownI := of(b.Idle)
+		if !knownG || !knownI || b.Gross.Span <= 0 || b.Idle.Span <= 0 {
+			return costs
+		}
+		// The idle block is as long as the other, but for the time it takes to notice its end.
+		i *= float64(b.Gross.Span) / float64(b.Idle.Span)
+		messages := float64(b.Rounds + b.Lost)
+		gross = append(gross, g/messages)
+		idle = append(idle, i/messages)
+		net = append(net, (g-i)/messages)
+	}
+	return append(costs, Cost{Name: name, Unit: unit, Gross: median(gross), Idle: median(idle), Net: estimate(net)})
+}
+
+func mapped(blocks []Block, of func(Block) float64) []float64 {
+	out := make([]float64, len(blocks))
+	for i, b := range blocks {
+		out[i] = of(b)
+	}
+	return out
+}
+
+// Summarise fills the summary and the reasons from the paths.
+func (r *Result) Summarise() {
+	if r.Reasons == nil {
+		r.Reasons = map[string]string{}
+	}
+	maps.DeleteFunc(r.Reasons, func(place, _ string) bool { return strings.HasPrefix(place, "summary.") })
+	s := Summary{Label: r.Environment.Label}
+	s.NativeP50 = r.summaryP50(Native, "native_p50_ns")
+	s.DirectP50 = r.summaryP50(Direct, "direct_p50_ns")
+	s.BridgedP50 = r.summaryP50(Bridged, "bridged_p50_ns")
+	s.DirectExits = r.summaryExits(Direct, "direct_exits_per_message")
+	s.BridgedExits = r.summaryExits(Bridged, "bridged_exits_per_message")
+	r.Summary = s
+	r.summariseSaved()
+}
+
+func (r *Result) summaryP50(name PathName, field string) *float64 {
+	size, why := r.summarySize(name)
+	if why != "" {
+		r.Reasons["summary."+field] = why
+		return nil
+	}
+	return &size.Latency.P50.Value
+}
+
+func (r *Result) summaryExits(name PathName, field string) *float64 {
+	size, why := r.summarySize(name)
+	if why == "" {
+		if c, ok := size.Cost(costExits); ok {
+			return &c.Net.Value
+		}
+		why = "the host's kernel does not show KVM's counters (debugfs)"
+	}
+	r.Reasons["summary."+field] = why
+	return nil
+}
+
+func (r *Result) summarySize(name PathName) (Size, string) {
+	p := r.Path(name)
+	if p.Missing != "" {
+		return Size{}, p.Missing
+	}
+	size, ok := p.Size(SummaryBytes)
+	if !ok {
+		return Size{}, fmt.Sprintf("messages of %d bytes were not measured", SummaryBytes)
+	}
+	return size, ""
+}
+
+func (r *Result) summariseSaved() {
+	s := &r.Summary
+	why := ""
+	switch {
+	case r.Environment.Clock == ClockWall:
+		why = r.Environment.ClockReason
+		if why == "" {
+			why = "on the wall clock of an emulated host timer ticks take longer than messages"
+		}
+	case s.DirectP50 == nil:
+		why = "direct: " + r.Reasons["summary.direct_p50_ns"]
+	case s.BridgedP50 == nil:
+		why = "bridged: " + r.Reasons["summary.bridged_p50_ns"]
+	}
+	if why != "" {
+		r.Reasons["summary.saved_percent"] = why
+		r.Reasons["summary.saved_percent_interval"] = why
+		return
+	}
+	saved := savedPercent(*s.DirectP50, *s.BridgedP50)
+	interval := r.savedInterval()
+	s.Saved, s.SavedInterval = &saved, &interval
+}
+
+func (r *Result) savedInterval() Interval {
+	direct, _ := r.Path(Direct).Size(SummaryBytes)
+	bridged, _ := r.Path(Bridged).Size(SummaryBytes)
+	p50 := func(b Block) float64 { return float64(b.P50) }
+	return savedInterval(mapped(direct.Blocks, p50), mapped(bridged.Blocks, p50))
+}
+
+// DefaultMethod says how Run measures.
+func DefaultMethod() Method {
+	return Method{
+		Order:    "blocks of the paths interleaved, the order mirrored each time (ABBA); an idle block of the same length follows each",
+		Estimate: "Each figure is the median of the blocks' own; its interval is the 95 % bootstrap interval over blocks, with fewer than six blocks their range.",
+		Net:      "per message: counters over the block, less those over the idle block after it",
+	}
+}
+
+// Carries says what the messages of a path pass through at the end that differs.
+func Carries(name PathName) string {
+	switch name {
+	case Native:
+		return "VF with its kernel driver on the host"
+	case Direct:
+		return "guest, VF by vfio-pci"
+	case Bridged:
+		return "guest, virtio-net, vhost, tap, bridge, uplink"
+	}
+	return string(name)
+}
