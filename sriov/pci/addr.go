@@ -93,3 +93,16 @@ func (a Addr) Compare(b Addr) int {
 
 // IsZero says whether a is the zero value, which stands for "no address".
 func (a Addr) IsZero() bool { return a == Addr{} }
+
+// Dir is the function's directory in sysfs.
+func (a Addr) Dir() string { return "/sys/bus/pci/devices/" + a.String() }
+
+// Key packs the address into one number that orders as Compare does.
+func (a Addr) Key() uint64 {
+	return uint64(a.Domain)<<16 | uint64(a.Bus)<<8 | uint64(a.Device)<<3 | uint64(a.Function)
+}
+
+// FromKey is the inverse of Key.
+func FromKey(key uint64) Addr {
+	return Addr{Domain: uint32(key >> 16), Bus: uint8(key >> 8), Device: uint8(key>>3) & 31, Function: uint8(key) & 7}
+}
