@@ -216,6 +216,7 @@ type netdev struct {
 	mac     net.HardwareAddr
 	random  bool // the MAC is made up by the driver (addr_assign_type 1)
 	up      bool
+	wantUp  bool // after a boot
 }
 
 // rdmaDevice is an RDMA device that a function's driver makes.
