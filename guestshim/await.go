@@ -1,0 +1,82 @@
+package guestshim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"vfbroker/sriov/sysfs"
+)
+
+// observer is how Await sees and touches the guest.
+type observer struct {
+	fs    sysfs.FS
+	watch func(context.Context) (<-chan struct{}, error)
+	setUp func(ifindex int) error
+}
+
+// await waits until the device is ready. It subscribes before it looks, so
+// that no change falls between the two, and looks again only when told.
+func (o observer) await(ctx context.Context, id Identity) (Report, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	hints, err := o.watch(ctx)
+	if err != nil {
+		return Report{}, err
+	}
+	broughtUp := 0
+	for {
+		r, err := Observe(o.fs, id)
+		switch {
+		case err == nil && r.Ready():
+			return r, nil
+		case err != nil && !errors.Is(err, NotFound):
+			return Report{}, err
+		}
+		if err == nil && id.BringUp && r.Netdev != "" && !r.Up && broughtUp != r.Ifindex {
+			if err := o.setUp(r.Ifindex); err != nil {
+				return Report{}, fmt.Errorf("set %s up: %w", r.Netdev, err)
+			}
+			broughtUp = r.Ifindex // once: another that sets it down has its reasons
+		}
+		select {
+		case <-hints:
+		case <-ctx.Done():
+			return Report{}, notReady(id, r, err)
+		}
+	}
+}
+
+// notReady says what was still missing when the wait ended.
+func notReady(id Identity, r Report, err error) *Error {
+	switch {
+	case err != nil:
+		var notFound *Error
+		if errors.As(err, &notFound) {
+			return errorf(NotReady, "%s", notFound.Text)
+		}
+		return errorf(NotReady, "%v", err)
+	case r.Driver == "":
+		return errorf(NotReady, "device with %v has no driver", id)
+	case r.Netdev == "":
+		return errorf(NotReady, "RDMA device %v has no active port", r.RDMA)
+	case !r.Up:
+		return errorf(NotReady, "interface %s is down, so it has no link", r.Netdev)
+	}
+	return errorf(NotReady, "interface %s has no link (operstate %s)", r.Netdev, r.OperState)
+}
+
+// setUp sets an interface up (ip link set … up).
+func setUp(ifindex int) error {
+	route, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer route.Close()
+	return route.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: ifindex}})
+}
+
+func isOverrun(err error) bool { return errors.Is(err, unix.ENOBUFS) }

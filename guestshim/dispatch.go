@@ -1,0 +1,86 @@
+package guestshim
+
+import (
+	"context"
+	"encoding/json"
+
+	"vfbroker/guestshim/pingpong"
+	"vfbroker/sriov/sysfs"
+)
+
+// maxRTTs is how many round trips go into one frame: at the longest that
+// pingpong allows each takes twelve characters.
+const maxRTTs = 4096
+
+// dispatch does what a request asks and returns the body of its last reply.
+func (s *session) dispatch(ctx context.Context, req request) (any, error) {
+	switch req.Op {
+	case opAbout:
+		return s.about(), nil
+	case opReport, opAwait:
+		var id Identity
+		if err := parseBody(req.Body, &id); err != nil {
+			return nil, err
+		}
+		if req.Op == opReport {
+			return Observe(s.FS, id)
+		}
+		return s.observer.await(ctx, id)
+	case opSetup, opPingPong:
+		if !s.Bench {
+			return nil, errorf(Unsupported, "%s: start the shim with --bench for it", req.Op)
+		}
+		return s.runBench(ctx, req)
+	}
+	return nil, errorf(BadRequest, "no operation %s", printable(req.Op, 32))
+}
+
+func (s *session) about() About {
+	a := About{Protocol: Version, Shim: s.Version, Bench: s.Bench}
+	a.Kernel, _ = sysfs.ReadString(s.FS, "/proc/sys/kernel/osrelease")
+	a.BootID, _ = sysfs.ReadString(s.FS, "/proc/sys/kernel/random/boot_id")
+	return a
+}
+
+func (s *session) runBench(ctx context.Context, req request) (any, error) {
+	select {
+	case s.bench <- struct{}{}:
+		defer func() { <-s.bench }()
+	default:
+		return nil, errorf(Busy, "a block is running")
+	}
+	if req.Op == opSetup {
+		var want NetSetup
+		if err := parseBody(req.Body, &want); err != nil {
+			return nil, err
+		}
+		return Setup(ctx, s.FS, want)
+	}
+	var spec pingpong.Spec
+	if err := parseBody(req.Body, &spec); err != nil {
+		return nil, err
+	}
+	if err := spec.Validate(); err != nil {
+		return nil, errorf(BadRequest, "%v", err)
+	}
+	result, err := pingpong.Run(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	return s.parts(req.ID, result)
+}
+
+// parts sends all but the last part of a result, and returns that.
+func (s *session) parts(id uint64, result pingpong.Result) (pingpong.Result, error) {
+	for len(result.RTTs) > maxRTTs {
+		body, err := json.Marshal(pingpong.Result{RTTs: result.RTTs[:maxRTTs]})
+		if err != nil {
+			return pingpong.Result{}, err
+		}
+		if !s.reply(reply{ID: id, More: true, Body: body}) {
+			return pingpong.Result{}, errorf(Canceled, "the peer is gone")
+		}
+		result.RTTs = result.RTTs[maxRTTs:]
+	}
+	return result, nil
+}
