@@ -11,29 +11,35 @@ import (
 	"context"
 	"net"
 
+	"vfbroker/rdma/ib"
 	"vfbroker/sriov/pci"
 )
 
 // PF is a physical function that can have VFs.
 type PF struct {
 	Addr   pci.Addr
-	ID     string // identity that survives unbinding, see Identity
+	ID     string // the strongest of its Aliases
 	Vendor uint16
 	Device uint16
 	Class  uint32 // 24 bits: class, subclass, programming interface
 	Driver string // "" when unbound
+	Serial uint64 // PCI Express device serial number, shared by the functions of a card; 0: none, or not readable
 
 	// Netdev is the first network interface of the function in this network
 	// namespace: name, index, current MAC, and whether it is administratively up. Index 0: none.
 	Netdev  string
 	Ifindex int
 	MAC     net.HardwareAddr
-	PermMAC net.HardwareAddr
+	PermMAC net.HardwareAddr // empty: unknown, or not Ethernet
 	Up      bool
+
+	// NodeGUID and PortGUID are those of the function's first RDMA device; zero: none.
+	NodeGUID ib.GUID
+	PortGUID ib.GUID
 
 	TotalVFs  int    // what the hardware offers
 	NumVFs    int    // what is carved now
-	VFDevice  uint16 // PCI device id of the VFs
+	VFDevice  uint16 // PCI device id of the VFs; 0: the kernel does not say
 	Autoprobe bool   // whether the kernel binds a driver to new VFs
 	NUMANode  int    // -1: the platform does not say
 	Group     int    // IOMMU group, -1: none

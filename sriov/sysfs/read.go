@@ -52,13 +52,12 @@ func ParseInt(data []byte) (int, error) {
 	return v, nil
 }
 
-// ParseHex reads a hexadecimal number as the kernel prints one: 0x, digits,
-// and a newline or none.
+// ParseHex reads a hexadecimal number as the kernel prints one: digits, with
+// 0x before them in most files and without in some (sriov_vf_device), and a newline or none.
 func ParseHex(data []byte) (uint64, error) {
 	text := string(bytes.TrimSuffix(data, []byte("\n")))
-	digits, ok := strings.CutPrefix(text, "0x")
-	v, err := strconv.ParseUint(digits, 16, 64)
-	if err != nil || !ok {
+	v, err := strconv.ParseUint(strings.TrimPrefix(text, "0x"), 16, 64)
+	if err != nil {
 		return 0, fmt.Errorf("%.40q is not a hex number like 0x15b3", text)
 	}
 	return v, nil
@@ -76,6 +75,20 @@ func LinkBase(fs FS, name string) (string, error) {
 		return "", err
 	}
 	return target[strings.LastIndexByte(target, '/')+1:], nil
+}
+
+// LinkNumber returns the number that a symlink's target ends with, such as the
+// IOMMU group of a function. It is -1 and no error when there is no such link.
+func LinkNumber(fs FS, name string) (int, error) {
+	base, err := LinkBase(fs, name)
+	if err != nil || base == "" {
+		return -1, err
+	}
+	n, err := strconv.ParseUint(base, 10, 31)
+	if err != nil {
+		return -1, fmt.Errorf("parse link %s: %.40q is not a number", name, base)
+	}
+	return int(n), nil
 }
 
 // Exists says whether a name is there. Whatever else is wrong with it is an error.

@@ -1,0 +1,61 @@
+package sriov
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"vfbroker/sriov/pci"
+	"vfbroker/sriov/sysfs"
+)
+
+// Reset resets one function by itself and returns the method that the kernel
+// tries first: flr, af_flr, pm, device_specific, acpi or bus, or "unknown" on
+// kernels before 5.15, which do not say. The kernel resets a bus only where the
+// function is alone on it. ErrNoReset: the function has no method.
+//
+// A driver that holds the function is told by the kernel; a guest that holds it
+// is not, so the caller knows that none does.
+func Reset(ctx context.Context, fs sysfs.FS, addr pci.Addr) (method string, err error) {
+	if err := ctx.Err(); err != nil {
+		return "", fmt.Errorf("reset function %s: %w", addr, err)
+	}
+	dir := addr.Dir()
+	if _, err := fs.Lstat(dir); err != nil {
+		return "", fmt.Errorf("reset function %s: %w", addr, err)
+	}
+	switch methods, err := sysfs.ReadString(fs, dir+"/reset_method"); {
+	case sysfs.IsNotExist(err):
+		method = "unknown"
+	case err != nil:
+		return "", fmt.Errorf("reset function %s: %w", addr, err)
+	default:
+		method, _, _ = strings.Cut(strings.TrimSpace(methods), " ")
+	}
+	if method == "" {
+		return "", fmt.Errorf("reset function %s: %w: reset_method is empty", addr, ErrNoReset)
+	}
+	switch err := fs.Write(dir+"/reset", "1"); {
+	case sysfs.IsNotExist(err):
+		return "", fmt.Errorf("reset function %s: %w: %w", addr, ErrNoReset, err)
+	case err != nil:
+		return method, fmt.Errorf("reset function %s by %s: %w", addr, method, err)
+	}
+	if err := checkAlive(fs, dir); err != nil {
+		return method, fmt.Errorf("reset function %s by %s: %w", addr, method, err)
+	}
+	return method, nil
+}
+
+// checkAlive says whether a function answers after its reset.
+func checkAlive(fs sysfs.FS, dir string) error {
+	config, err := fs.ReadFile(dir + "/config")
+	if err != nil {
+		return fmt.Errorf("look at it afterwards: %w", err)
+	}
+	if !pci.Config(config).Alive() {
+		return errors.New("it does not answer afterwards; remove and rescan it, or power-cycle the host")
+	}
+	return nil
+}
