@@ -1,0 +1,375 @@
+package kvm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"vfbroker/broker"
+)
+
+// exitWait is how long QEMU may take to end after its monitor's connection
+// ended. Closing a function resets it, which takes 100 ms and more.
+const exitWait = 30 * time.Second
+
+// line is the way to one guest. It exists while a method uses it or the guest
+// holds a slot of ours: then its session stays connected, so that events arrive. A QMP socket
+// serves one client, so otherwise it is left free.
+type line struct {
+	guest   broker.GuestID
+	dialing chan struct{} // capacity 1: held by who connects
+	users   int           // methods at work; guarded by Hypervisor.mu
+	session *session      // nil: not connected; guarded by Hypervisor.mu
+}
+
+// session is one connection to the monitor of one incarnation of a guest.
+type session struct {
+	guest    broker.GuestID
+	path     string // of the monitor's socket
+	mon      *monitor
+	proc     process
+	pidfd    *os.File
+	plugging chan struct{} // capacity 1: held by who chooses a port and plugs
+
+	slots   map[broker.Slot]*slotState // ours; guarded by Hypervisor.mu
+	deleted int                        // how many slots were; guarded by Hypervisor.mu
+
+	over chan struct{} // closed when gone is known, after the connection ended
+	gone bool          // the process ended
+}
+
+// slotState is what is known of a slot of ours.
+type slotState struct {
+	adding bool // device_add is under way
+	asked  bool // the guest was asked to let go and has not answered
+}
+
+// ours says whether a QEMU device id is one that Attach gives.
+func ours(id string) bool { return strings.HasPrefix(id, slotPrefix) }
+
+const slotPrefix = "vf-"
+
+// use calls do with a session of a guest, connecting if there is none, and
+// gives do's errors their class.
+func (h *Hypervisor) use(ctx context.Context, id broker.GuestID, do func(*session) error) error {
+	cfg, err := h.config(id)
+	if err != nil {
+		return err
+	}
+	l := h.enter(id)
+	defer h.leave(l)
+	s, err := h.connect(ctx, l, cfg.QMP)
+	if err != nil {
+		return err
+	}
+	return s.explain(ctx, do(s))
+}
+
+func (h *Hypervisor) enter(id broker.GuestID) *line {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l := h.lines[id]
+	if l == nil {
+		l = &line{guest: id, dialing: make(chan struct{}, 1)}
+		h.lines[id] = l
+	}
+	l.users++
+	return l
+}
+
+func (h *Hypervisor) leave(l *line) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l.users--
+	h.settle(l)
+}
+
+// settle hangs up and forgets a line that nobody needs. h.mu is held.
+func (h *Hypervisor) settle(l *line) {
+	if l.users > 0 || l.session != nil && len(l.session.slots) > 0 {
+		return
+	}
+	if l.session != nil {
+		l.session.mon.close()
+		l.session = nil
+	}
+	if h.lines[l.guest] == l {
+		delete(h.lines, l.guest)
+	}
+}
+
+// connect returns the line's session, a new one if need be.
+func (h *Hypervisor) connect(ctx context.Context, l *line, path string) (*session, error) {
+	select {
+	case l.dialing <- struct{}{}:
+		defer func() { <-l.dialing }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("connect to guest %s: %w: another request is still connecting to monitor %s: %w",
+			l.guest, broker.ErrGuestNotReady, path, context.Cause(ctx))
+	}
+	h.mu.Lock()
+	s := l.session
+	h.mu.Unlock()
+	if s != nil && s.path == path && !s.mon.closed() {
+		return s, nil
+	}
+	s, err := h.dial(ctx, l, path)
+	if err != nil {
+		return nil, notConnected(l.guest, path, err)
+	}
+	h.mu.Lock()
+	if old := l.session; old != nil {
+		old.mon.close()
+	}
+	l.session = s
+	h.mu.Unlock()
+	return s, nil
+}
+
+// dial connects to a monitor and learns whose it is. The process is read
+// before the negotiation, whose success shows that it still lived then.
+func (h *Hypervisor) dial(ctx context.Context, l *line, path string) (*session, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	s := &session{guest: l.guest, path: path, plugging: make(chan struct{}, 1),
+		slots: map[broker.Slot]*slotState{}, over: make(chan struct{})}
+	if err := s.identify(h, conn.(*net.UnixConn)); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	s.mon = newMonitor(conn,
+		func(event string, data json.RawMessage) { h.onEvent(l, s, event, data) },
+		func(cause error) { h.onEnd(l, s, cause) })
+	if err := s.mon.greet(ctx); err != nil {
+		conn.Close()
+		s.pidfd.Close()
+		return nil, err
+	}
+	return s, s.mon.negotiate(ctx) // from here on onEnd closes the pidfd
+}
+
+func (s *session) identify(h *Hypervisor, conn *net.UnixConn) error {
+	pid, err := peerPID(conn)
+	if err != nil {
+		return err
+	}
+	if s.pidfd, err = openPIDFD(pid); err != nil {
+		return err
+	}
+	if s.proc, err = readProcess(h.fs, pid); err != nil {
+		s.pidfd.Close()
+		return err
+	}
+	return nil
+}
+
+// notConnected says why there is no session, and what helps.
+func notConnected(guest broker.GuestID, path string, err error) error {
+	class, remedy := broker.ErrGuestNotReady, ""
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ESRCH):
+		class, remedy = broker.ErrNotFound, "; it does not run: start it with -qmp unix:"+path+",server=on,wait=off"
+	case errors.Is(err, errNoGreeting), errors.Is(err, syscall.EAGAIN):
+		remedy = "; another client holds it, or QEMU hangs: give the broker its own -qmp socket"
+	case ended(err):
+		remedy = "; it closed at once: see whether the guest still runs"
+	}
+	return fmt.Errorf("connect to guest %s: %w: monitor %s: %w%s", guest, class, path, err, remedy)
+}
+
+// ended says whether the connection was closed by the other end.
+func ended(err error) bool {
+	var protocol *protocolError
+	return errors.Is(err, errEnded) && !errors.As(err, &protocol)
+}
+
+// explain gives an error of a command its class, unless it has one.
+func (s *session) explain(ctx context.Context, err error) error {
+	var refusal *qmpError
+	switch {
+	case err == nil, classified(err):
+		return err
+	case errors.As(err, &refusal):
+		return fmt.Errorf("guest %s: %w: QEMU: %w", s.guest, broker.ErrUnavailable, err)
+	case ended(err):
+		select {
+		case <-s.over:
+			if s.gone {
+				return s.notFound()
+			}
+		case <-ctx.Done():
+		}
+		return fmt.Errorf("guest %s: %w: monitor %s: %w", s.guest, broker.ErrGuestNotReady, s.path, err)
+	case ctx.Err() != nil:
+		return fmt.Errorf("guest %s: %w: monitor %s: %w; QEMU (process %d) is stopped, hangs or is busy: look at it",
+			s.guest, broker.ErrGuestNotReady, s.path, err, s.proc.pid)
+	default:
+		return fmt.Errorf("guest %s: %w: monitor %s: %w", s.guest, broker.ErrGuestNotReady, s.path, err)
+	}
+}
+
+func (s *session) notFound() error {
+	return fmt.Errorf("guest %s: %w: its QEMU (process %d) has ended", s.guest, broker.ErrNotFound, s.proc.pid)
+}
+
+// classified says whether an error already wraps one of the broker's.
+func classified(err error) bool {
+	for _, class := range []error{broker.ErrNoCapacity, broker.ErrNotFound, broker.ErrConflict,
+		broker.ErrGuestNotReady, broker.ErrUnsupported, broker.ErrUnavailable, broker.ErrInvalid} {
+		if errors.Is(err, class) {
+			return true
+		}
+	}
+	return false
+}
+
+// onEvent takes an event from the reader of a session. The events are those of
+// qapi/qdev.json and qapi/run-state.json.
+func (h *Hypervisor) onEvent(l *line, s *session, event string, data json.RawMessage) {
+	var about struct {
+		Device string `json:"device"` // not there for devices inside of devices
+	}
+	if len(data) > 0 && json.Unmarshal(data, &about) != nil {
+		return
+	}
+	slot := broker.Slot(about.Device)
+	switch event {
+	case "DEVICE_DELETED":
+		if !ours(about.Device) {
+			return
+		}
+		h.forget(l, s, slot)
+		h.events.publish(broker.Event{Kind: broker.EventDetached, Guest: s.guest, Slot: slot})
+	case "DEVICE_UNPLUG_GUEST_ERROR":
+		if !ours(about.Device) {
+			return
+		}
+		h.answered(s, slot)
+		h.events.publish(broker.Event{Kind: broker.EventUnplugRefused, Guest: s.guest, Slot: slot})
+	case "RESET":
+		// The rebooted guest has forgotten what it was asked, so whoever waits must ask again.
+		h.answered(s, "")
+		h.events.publish(broker.Event{Kind: broker.EventLost, Guest: s.guest})
+	}
+}
+
+// onEnd is the reader's last act: it finds out whether the guest is gone, and tells.
+func (h *Hypervisor) onEnd(l *line, s *session, cause error) {
+	defer s.pidfd.Close()
+	h.mu.Lock()
+	held := len(s.slots) > 0
+	clear(s.slots)
+	h.mu.Unlock()
+
+	var protocol *protocolError
+	hungUp := errors.Is(cause, net.ErrClosed)
+	if !hungUp && !errors.As(cause, &protocol) {
+		s.gone = waitExit(s.pidfd, exitWait)
+	}
+	close(s.over)
+
+	h.mu.Lock()
+	if l.session == s {
+		l.session = nil
+	}
+	h.settle(l)
+	h.mu.Unlock()
+	switch {
+	case s.gone:
+		h.events.publish(broker.Event{Kind: broker.EventGuestGone, Guest: s.guest})
+	case held:
+		h.log.Warn("monitor lost while the guest holds functions", "guest", s.guest, "monitor", s.path, "cause", cause)
+		h.events.publish(broker.Event{Kind: broker.EventLost, Guest: s.guest})
+	}
+}
+
+// forget drops a slot that the guest no longer holds; the last one frees the monitor.
+func (h *Hypervisor) forget(l *line, s *session, slot broker.Slot) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(s.slots, slot)
+	s.deleted++
+	if l.session == s {
+		h.settle(l)
+	}
+}
+
+// answered notes that the guest is no longer asked for a slot ("" for any).
+func (h *Hypervisor) answered(s *session, slot broker.Slot) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, state := range s.slots {
+		if slot == "" || name == slot {
+			state.asked = false
+		}
+	}
+}
+
+// track makes sure that a slot is known to a session, so that the monitor stays
+// connected until the guest lets go of it, and changes what is known.
+func (h *Hypervisor) track(s *session, slot broker.Slot, change func(*slotState)) slotState {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	state := s.slots[slot]
+	if state == nil {
+		state = &slotState{}
+		s.slots[slot] = state
+	}
+	change(state)
+	return *state
+}
+
+// asked notes that the guest was asked for a slot, unless it let go already.
+func (h *Hypervisor) asked(s *session, slot broker.Slot) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if state := s.slots[slot]; state != nil {
+		state.asked = true
+	}
+}
+
+// untrack drops a slot that is not there.
+func (h *Hypervisor) untrack(s *session, slot broker.Slot) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(s.slots, slot)
+}
+
+// deletions counts the slots that the guest let go of in a session.
+func (h *Hypervisor) deletions(s *session) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return s.deleted
+}
+
+// retrack brings the slots of a session to what the guest was seen to hold,
+// unless it has let go of one since: then the list may be stale, and false is returned.
+func (h *Hypervisor) retrack(s *session, list []broker.Attachment, deletions int) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s.deleted != deletions {
+		return false
+	}
+	seen := map[broker.Slot]bool{}
+	for _, a := range list {
+		seen[a.Slot] = true
+		if ours(string(a.Slot)) && s.slots[a.Slot] == nil {
+			s.slots[a.Slot] = &slotState{}
+		}
+	}
+	for slot, state := range s.slots {
+		if !seen[slot] && !state.adding {
+			delete(s.slots, slot)
+		}
+	}
+	return true
+}
