@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"strconv"
 	"time"
 
 	"vfbroker/sriov"
@@ -46,6 +47,9 @@ type FunctionID struct {
 	PF    string `json:"pf"`
 	Index int    `json:"index"`
 }
+
+// String is the function's name: "<pf identity>/<index>".
+func (f FunctionID) String() string { return f.PF + "/" + strconv.Itoa(f.Index) }
 
 // Function is one VF as a hypervisor needs to know it.
 type Function struct {
@@ -112,6 +116,7 @@ const (
 	StepBind       StepName = "bind"
 	StepAttach     StepName = "attach"
 	StepReady      StepName = "ready"
+	StepReset      StepName = "reset" // of a release only
 )
 
 // Caller is who asks, as the transport knows it; it never comes from the request.
@@ -166,6 +171,7 @@ type Lease struct {
 	Plan        Plan       `json:"plan"`
 	Unsupported []string   `json:"unsupported,omitempty"` // attributes that the driver does not support
 	Slot        Slot       `json:"slot,omitempty"`
+	Granted     bool       `json:"granted,omitempty"` // it was active once
 	BootID      string     `json:"boot_id"`
 	Reason      string     `json:"reason,omitempty"` // why it is releasing, lost or closed
 	Created     time.Time  `json:"created"`

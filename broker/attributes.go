@@ -1,0 +1,144 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+
+	"vfbroker/sriov"
+)
+
+// wantedAttrs is what a grant sets: every attribute explicitly, safe unless the request says otherwise.
+func (b *Broker) wantedAttrs(r Request) (sriov.VFAttrs, error) {
+	want := sriov.DefaultAttrs()
+	want.VLAN, want.MaxRate, want.Trust = &r.VLAN, &r.MaxRate, &r.Trust
+	if r.MAC != "" {
+		mac, err := net.ParseMAC(r.MAC)
+		want.MAC = mac
+		return want, err
+	}
+	mac := make(net.HardwareAddr, 6)
+	if _, err := io.ReadFull(b.rand, mac); err != nil {
+		return want, fmt.Errorf("choose MAC: %w", errors.Join(ErrUnavailable, err))
+	}
+	mac[0] = mac[0]&^1 | 2 // unicast, locally administered
+	want.MAC = mac
+	return want, nil
+}
+
+// readAttributes reads a VF's attributes through its PF's VF list.
+func (b *Broker) readAttributes(ctx context.Context, id FunctionID) (sriov.VFAttrs, error) {
+	pf, err := b.pfOf(id)
+	if err != nil {
+		return sriov.VFAttrs{}, err
+	}
+	b.mu.Lock()
+	reader := &b.inv.byID[id.PF].reader
+	b.mu.Unlock()
+	list, err := reader.read(ctx, func() ([]sriov.VFAttrs, error) { return b.attrs.VFs(b.ctx, pf) })
+	if err != nil {
+		return sriov.VFAttrs{}, fmt.Errorf("read attributes of function %s: %w", id, err)
+	}
+	if id.Index >= len(list) {
+		return sriov.VFAttrs{}, fmt.Errorf("read attributes of function %s: %w: the kernel lists %d VFs", id, ErrNotFound, len(list))
+	}
+	return list[id.Index], nil
+}
+
+// writeAttributes writes a VF's attributes. Writes to one PF do not interleave;
+// another PF's wait for nothing. What the driver lacks is remembered of the PF.
+func (b *Broker) writeAttributes(ctx context.Context, id FunctionID, want sriov.VFAttrs) ([]string, error) {
+	pf, err := b.pfOf(id)
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	p := b.inv.byID[id.PF]
+	b.mu.Unlock()
+	select {
+	case p.writing <- struct{}{}:
+		defer func() { <-p.writing }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("set attributes of function %s: %w: %w", id, ErrUnavailable, ctx.Err())
+	}
+	unsupported, err := b.attrs.Set(ctx, pf, id.Index, want)
+	if err != nil {
+		return unsupported, fmt.Errorf("set attributes of function %s: %w", id, err)
+	}
+	b.mu.Lock()
+	p.unsupported = unsupported
+	b.mu.Unlock()
+	return unsupported, nil
+}
+
+// pfOf returns the PF of a function as it was last read.
+func (b *Broker) pfOf(id FunctionID) (sriov.PF, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.inv.byID[id.PF]
+	if p == nil || !p.present {
+		return sriov.PF{}, fmt.Errorf("PF %s: %w: it has gone from the host", id.PF, ErrNotFound)
+	}
+	return p.pf, nil
+}
+
+// setFunctionState notes that a function is being scrubbed, for who looks.
+func (b *Broker) setFunctionState(id FunctionID, s FunctionState) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, v := b.inv.function(id); v != nil {
+		v.state = s
+	}
+}
+
+// listReader shares the VF-list queries of one PF: whoever asks while a query is under way gets
+// the next one, which begins after the asking, so that what it wrote before is in it.
+type listReader struct {
+	mu   sync.Mutex
+	next *listQuery
+	busy bool
+}
+
+type listQuery struct {
+	done chan struct{}
+	list []sriov.VFAttrs
+	err  error
+}
+
+func (r *listReader) read(ctx context.Context, query func() ([]sriov.VFAttrs, error)) ([]sriov.VFAttrs, error) {
+	r.mu.Lock()
+	if r.next == nil {
+		r.next = &listQuery{done: make(chan struct{})}
+	}
+	q := r.next
+	if !r.busy {
+		r.busy = true
+		go r.run(query)
+	}
+	r.mu.Unlock()
+	select {
+	case <-q.done:
+		return q.list, q.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+	}
+}
+
+// run queries as long as somebody waits.
+func (r *listReader) run(query func() ([]sriov.VFAttrs, error)) {
+	for {
+		r.mu.Lock()
+		q := r.next
+		r.next = nil
+		r.busy = q != nil
+		r.mu.Unlock()
+		if q == nil {
+			return
+		}
+		q.list, q.err = query()
+		close(q.done)
+	}
+}

@@ -1,0 +1,189 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"vfbroker/sriov"
+	"vfbroker/sriov/pci"
+)
+
+// CarveRequest asks for a number of VFs on a PF.
+type CarveRequest struct {
+	RequestID string
+	PF        string // identity, alias, netdev or PCI address
+	NumVFs    int
+	DryRun    bool
+}
+
+// CarveResult is what a carve did, or would do.
+type CarveResult struct {
+	PF            string // identity
+	Before, After int
+	Writes        []string  // host writes, done or planned
+	Holders       []LeaseID // dry run: leases in the way
+}
+
+// Carve sets the number of VFs of a PF. It is refused while a lease holds one
+// of them (ErrConflict names the holders) or another driver has one. To carve what is there already
+// writes nothing. It is journalled: after a crash the next start finishes it.
+func (b *Broker) Carve(ctx context.Context, c Caller, r CarveRequest) (CarveResult, error) {
+	if !c.Admin {
+		return CarveResult{}, fmt.Errorf("carve PF %.80q: %w: only root may", r.PF, ErrDenied)
+	}
+	if !requestIDs.MatchString(r.RequestID) {
+		return CarveResult{}, fmt.Errorf("request_id %.40q: %w: want 1 to 128 of A-Z a-z 0-9 . _ : / -", r.RequestID, ErrInvalid)
+	}
+	b.mu.Lock()
+	p := b.inv.find(r.PF)
+	b.mu.Unlock()
+	if p == nil {
+		return CarveResult{}, b.noSuchPF(r.PF)
+	}
+	if err := b.readPF(p.pf.Addr.String()); err != nil {
+		return CarveResult{}, fmt.Errorf("carve PF %s: %w: %w", p.id(), ErrUnavailable, err)
+	}
+	res, err := b.beginCarve(p, r)
+	if err != nil || r.DryRun || res.Before == res.After {
+		return res, err
+	}
+	// What was begun is finished, whoever waits for it.
+	return res, b.carve(context.WithoutCancel(ctx), p, &res)
+}
+
+// noSuchPF says whether the device is unknown or only has no SR-IOV.
+func (b *Broker) noSuchPF(name string) error {
+	if addr, err := pci.ParseAddr(name); err == nil {
+		if _, err := sriov.ReadPF(b.fs, addr); errors.Is(err, sriov.ErrNotPF) {
+			return fmt.Errorf("PF %s: %w: it has no SR-IOV capability (no sriov_totalvfs)", addr, ErrUnsupported)
+		}
+	}
+	return unknownPF(name)
+}
+
+// beginCarve checks a carve and, unless it is a dry run or changes nothing, closes the PF to placement.
+func (b *Broker) beginCarve(p *pfState, r CarveRequest) (CarveResult, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	res := CarveResult{PF: p.id(), Before: p.pf.NumVFs, After: r.NumVFs}
+	switch {
+	case p.policy == nil:
+		return res, fmt.Errorf("carve PF %s: %w: it is not on the allow-list; add it to pfs in the configuration", p.id(), ErrDenied)
+	case p.policy.MaxVFs != 0 && r.NumVFs > p.policy.MaxVFs:
+		return res, fmt.Errorf("carve PF %s into %d VFs: %w: its policy allows %d", p.id(), r.NumVFs, ErrInvalid, p.policy.MaxVFs)
+	case p.carving:
+		return res, fmt.Errorf("carve PF %s: %w: another carve is under way", p.id(), ErrConflict)
+	}
+	var err error
+	if res.Writes, err = sriov.CarvePlan(p.pf, r.NumVFs); err != nil {
+		return res, fmt.Errorf("carve PF %s into %d VFs: %w: %w", p.id(), r.NumVFs, ErrInvalid, err)
+	}
+	if res.Before == res.After {
+		return res, nil
+	}
+	for i := range p.vfs {
+		if v := &p.vfs[i]; v.lease != "" {
+			res.Holders = append(res.Holders, v.lease)
+		} else if v.vf.Driver != "" && !r.DryRun {
+			return res, fmt.Errorf("carve PF %s: %w: VF %d (%s) is bound to %s, and not by a lease; unbind it first", p.id(), ErrConflict, i, v.vf.Addr, v.vf.Driver)
+		}
+	}
+	if r.DryRun {
+		return res, nil
+	}
+	if p.live > 0 {
+		return res, fmt.Errorf("carve PF %s: %w: a change would destroy VFs that leases hold: %v; release them first", p.id(), ErrConflict, res.Holders)
+	}
+	p.carving = true
+	return res, nil
+}
+
+// carve journals the intent, changes the count, and journals the end.
+func (b *Broker) carve(ctx context.Context, p *pfState, res *CarveResult) error {
+	defer func() {
+		b.mu.Lock()
+		p.carving = false
+		b.mu.Unlock()
+	}()
+	if err := b.noteCarve(ctx, p, &Carving{Want: res.After, Found: res.Before, BootID: b.bootID}, false); err != nil {
+		return err
+	}
+	wide, cancel := context.WithTimeout(ctx, carveLimit(res.After))
+	defer cancel()
+	got, err := sriov.Carve(wide, b.fs, p.pf.Addr, res.After)
+	res.After = got
+	if err != nil {
+		err = fmt.Errorf("carve PF %s: %w: %w", p.id(), ErrUnavailable, err)
+	}
+	return errors.Join(err, b.noteCarve(ctx, p, nil, err == nil), b.readPF(p.pf.Addr.String()))
+}
+
+// noteCarve makes a carve's begin or end (nil) durable. fresh says that the VFs
+// of before were destroyed, and with them what was remembered of them.
+func (b *Broker) noteCarve(ctx context.Context, p *pfState, c *Carving, fresh bool) error {
+	b.mu.Lock()
+	record := p.record
+	record.Carve = c
+	batch := Batch{PFs: []PFRecord{record}}
+	if fresh {
+		for i := range p.vfs {
+			batch.Functions = append(batch.Functions, FunctionRecord{ID: p.functionID(i)})
+		}
+	}
+	b.mu.Unlock()
+	if err := b.store.Commit(ctx, batch); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p.record.Carve = c
+	if fresh {
+		p.vfs = nil
+		b.inv.index()
+	}
+	return nil
+}
+
+// finishCarving goes on with the carves that a crash interrupted in this boot.
+// A carve is begun only while no lease holds a VF of the PF, so none can now.
+func (b *Broker) finishCarving(ctx context.Context) error {
+	for _, p := range b.allPFs() {
+		c := p.record.Carve
+		if c == nil || !p.present {
+			continue
+		}
+		if c.BootID != b.bootID || p.live > 0 {
+			if err := b.noteCarve(ctx, p, nil, false); err != nil {
+				return err
+			}
+			continue
+		}
+		res := CarveResult{PF: p.id(), Before: p.pf.NumVFs, After: c.Want}
+		if err := b.carve(ctx, p, &res); err != nil {
+			b.log.Error("finish carve", "pf", p.id(), "want", c.Want, "err", err)
+		}
+	}
+	return nil
+}
+
+// carveByPolicy brings each PF of the allow-list to the count that its policy names.
+func (b *Broker) carveByPolicy(ctx context.Context) error {
+	for _, p := range b.allPFs() {
+		if p.policy == nil || p.policy.VFs == nil || !p.present {
+			continue
+		}
+		_, err := b.Carve(ctx, Caller{Admin: true}, CarveRequest{RequestID: "policy", PF: p.id(), NumVFs: *p.policy.VFs})
+		if err != nil {
+			// Leases of this boot may hold VFs: what is lent comes first.
+			b.log.Error("carve by policy", "pf", p.id(), "want", *p.policy.VFs, "err", err)
+		}
+	}
+	return nil
+}
+
+func (b *Broker) allPFs() []*pfState {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]*pfState(nil), b.inv.pfs...)
+}

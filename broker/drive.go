@@ -1,0 +1,254 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// drive brings a lease to rest: it asks next what to do, does it, and asks
+// again, until the lease is active or has ended, or the broker closes. One goroutine drives a
+// lease at a time; start makes sure of that.
+func (b *Broker) start(e *entry, recovering bool) {
+	b.mu.Lock()
+	if e.driven {
+		b.mu.Unlock()
+		e.nudge()
+		return
+	}
+	e.driven = true
+	b.mu.Unlock()
+	b.workers.Go(func() { b.drive(e, recovering) })
+}
+
+func (b *Broker) drive(e *entry, recovering bool) {
+	d := &driver{b: b, e: e, o: observed{recovering: recovering}}
+	for b.ctx.Err() == nil {
+		if d.round() {
+			continue
+		}
+		b.mu.Lock()
+		select {
+		case <-e.wake: // it was nudged while it came to rest
+			b.mu.Unlock()
+			d.forget()
+			continue
+		default:
+		}
+		e.driven = false
+		b.mu.Unlock()
+		return
+	}
+}
+
+// driver is the state of one drive.
+type driver struct {
+	b     *Broker
+	e     *entry
+	o     observed
+	state LeaseState // in which o was observed
+	spent []StepTime
+	scrub ScrubRecord
+}
+
+// lease returns a copy of the lease as it is now.
+func (d *driver) lease() Lease {
+	d.b.mu.Lock()
+	defer d.b.mu.Unlock()
+	return d.e.lease
+}
+
+// round does one thing. It returns false when the lease is at rest.
+func (d *driver) round() bool {
+	l := d.lease()
+	if l.State != d.state {
+		// What was seen on the way there says nothing about the way back.
+		d.o = observed{recovering: d.o.recovering && d.state == ""}
+		d.state = l.State
+	}
+	a := next(l, d.o)
+	if a.verb != look {
+		d.e.decide()
+	}
+	switch a.verb {
+	case look:
+		*d.o.at(a.step) = d.b.look(d.b.ctx, l, a.step, d.o.at(a.step).tried)
+	case do:
+		d.act(l, a.step, d.b.do)
+	case undo:
+		d.act(l, a.step, d.undo)
+	case wait:
+		d.wait(l, a)
+	case turn:
+		return d.turn(l, a)
+	case settle:
+		return d.settle(l, a)
+	case rest:
+		return false
+	}
+	return true
+}
+
+// act runs one effect with a deadline and notes that the step must be looked at again.
+func (d *driver) act(l Lease, s StepName, effect func(context.Context, *Lease, StepName) (observation, error)) {
+	ctx, cancel := context.WithTimeout(d.b.ctx, d.b.stepLimit(s))
+	defer cancel()
+	begin := time.Now()
+	seen, err := effect(ctx, &l, s)
+	took := time.Since(begin)
+	seen.tried = true
+	if err != nil {
+		seen.is, seen.err = failed, err
+		if d.b.vanished(l) {
+			seen.is = gone
+		}
+	}
+	*d.o.at(s) = seen
+	d.spent = append(d.spent, StepTime{s, took})
+	d.b.onStep(s, took)
+	d.b.mu.Lock()
+	d.e.lease.Slot, d.e.lease.Unsupported = l.Slot, l.Unsupported
+	d.b.mu.Unlock()
+}
+
+func (b *Broker) stepLimit(s StepName) time.Duration {
+	if s == StepReady {
+		return b.limits.Ready
+	}
+	return b.limits.Step
+}
+
+// forget makes the next round look at everything again.
+func (d *driver) forget() { d.o = observed{} }
+
+// wait parks until the guest answers, somebody asks again, or the time for another try has come.
+func (d *driver) wait(l Lease, a action) {
+	b := d.b
+	seen := d.o.at(a.step)
+	b.mu.Lock()
+	d.e.err = a.err
+	closeOnce(d.e.waiting)
+	d.e.waiting = make(chan struct{})
+	b.mu.Unlock()
+	pause := b.limits.Retry
+	if seen.is == asked || seen.is == refused {
+		pause = b.limits.Unplug
+	}
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-d.e.wake:
+	case <-timer.C:
+	case <-b.ctx.Done():
+		return
+	}
+	b.mu.Lock()
+	refusal := d.e.refusal
+	d.e.refusal = false
+	b.mu.Unlock()
+	*seen = observation{}
+	if refusal {
+		*seen = observation{is: refused, tried: true, err: fmt.Errorf("detach %s from guest %s: %w; stop what uses it in the guest, then release again", l.Addr, l.Guest.ID, ErrGuestRefused)}
+	}
+}
+
+// turn makes a change of state durable.
+func (d *driver) turn(l Lease, a action) bool {
+	err := d.b.transition(d.e, l.State, func(l *Lease, batch *Batch) {
+		l.State = a.to
+		if a.to == Active {
+			l.Granted, l.Steps = true, d.spent
+		}
+		if a.err != nil {
+			l.Reason = a.err.Error()
+		}
+	}, a.err)
+	if err == nil && a.to == Releasing {
+		d.spent = nil
+	}
+	return d.afterCommit(err)
+}
+
+// settle ends the lease durably, together with what is remembered of its function.
+func (d *driver) settle(l Lease, a action) bool {
+	record := FunctionRecord{ID: l.Function, LastLease: l.ID}
+	scrub := d.scrub
+	scrub.Time = time.Now()
+	if a.err != nil {
+		record.Quarantined = a.err.Error()
+	} else {
+		record.Scrub = &scrub
+	}
+	d.b.refreshFunction(l.Function)
+	err := d.b.transition(d.e, l.State, func(l *Lease, batch *Batch) {
+		l.State = a.to
+		l.Steps = append(l.Steps, d.spent...)
+		if a.err != nil && l.Reason == "" {
+			l.Reason = a.err.Error()
+		}
+		batch.Functions = append(batch.Functions, record)
+	}, a.err)
+	return d.afterCommit(err)
+}
+
+// afterCommit goes on after a durable change. A journal that cannot be written
+// stops nothing that is already lent: the change is tried again.
+func (d *driver) afterCommit(err error) bool {
+	if err == nil || errors.Is(err, errOvertaken) {
+		return true
+	}
+	d.b.log.Error("journal", "lease", d.e.lease.ID, "err", err)
+	select {
+	case <-time.After(d.b.limits.Retry):
+	case <-d.b.ctx.Done():
+	}
+	return true
+}
+
+// errOvertaken: the lease was no longer in the state that the change started from.
+var errOvertaken = errors.New("the lease has changed state meanwhile")
+
+// transition changes a lease durably, if it is still in state from, and then in memory.
+// cause is what a waiting client is told.
+func (b *Broker) transition(e *entry, from LeaseState, change func(*Lease, *Batch), cause error) error {
+	e.turning.Lock()
+	defer e.turning.Unlock()
+	b.mu.Lock()
+	l := e.lease
+	forget := b.leases.surplus()
+	b.mu.Unlock()
+	if l.State != from {
+		return errOvertaken
+	}
+	var batch Batch
+	change(&l, &batch)
+	l.Changed = time.Now()
+	batch.Leases = append(batch.Leases, l)
+	batch.Forget = forget
+	if err := b.store.Commit(b.ctx, batch); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	// A step may have filled in the slot meanwhile; nothing else changes outside transitions.
+	l.Slot, l.Unsupported = e.lease.Slot, e.lease.Unsupported
+	e.lease = l
+	if cause != nil || l.State == Active {
+		e.err = cause
+	}
+	for _, id := range forget {
+		b.leases.remove(id)
+	}
+	if !l.State.Live() {
+		b.leases.end(e)
+		var record FunctionRecord
+		if len(batch.Functions) > 0 {
+			record = batch.Functions[0]
+		}
+		b.inv.drop(l.Function, record)
+	}
+	e.mark()
+	b.log.Info("lease", "lease", l.ID, "guest", l.Guest.ID, "function", l.Function.String(), "from", from, "to", l.State, "reason", l.Reason)
+	return nil
+}

@@ -1,0 +1,156 @@
+package broker
+
+import (
+	"slices"
+
+	"vfbroker/sriov"
+	"vfbroker/sriov/pci"
+)
+
+// inventory is what the broker knows of the host's functions: kept by events
+// and our own writes, and read anew for a function before it is lent. Broker.mu guards it.
+type inventory struct {
+	pfs    []*pfState // by address
+	byID   map[string]*pfState
+	byAddr map[pci.Addr]functionRef // PFs and VFs
+}
+
+// functionRef points at a PF (index −1) or one of its VFs.
+type functionRef struct {
+	pf    *pfState
+	index int
+}
+
+// pfState is a PF and what the broker keeps of it.
+type pfState struct {
+	pf      sriov.PF
+	record  PFRecord
+	policy  *PFPolicy // nil: not on the allow-list
+	vfs     []vfState // by index
+	live    int       // leases that hold one of its VFs
+	carving bool
+	present bool
+
+	// writing holds a token while attributes are written: writes to one PF do not interleave, and no other PF waits.
+	writing     chan struct{}
+	unsupported []string // attributes that its driver cannot set
+	reader      listReader
+}
+
+// vfState is a VF and what the broker keeps of it.
+type vfState struct {
+	vf     sriov.VF
+	record FunctionRecord
+	lease  LeaseID
+	state  FunctionState // Free, Leased, Scrubbing, or Quarantined
+}
+
+func (p *pfState) id() string { return p.record.ID }
+
+func (p *pfState) functionID(index int) FunctionID { return FunctionID{PF: p.record.ID, Index: index} }
+
+// named says whether name is the PF's identity, an alias, its netdev or its address.
+func (p *pfState) named(name string) bool {
+	return name == p.record.ID || name == p.pf.Addr.String() || p.pf.Netdev != "" && name == p.pf.Netdev || slices.Contains(p.record.Aliases, name)
+}
+
+// find returns the PF of that name, or nil.
+func (inv *inventory) find(name string) *pfState {
+	if p := inv.byID[name]; p != nil {
+		return p
+	}
+	for _, p := range inv.pfs {
+		if p.named(name) {
+			return p
+		}
+	}
+	return nil
+}
+
+// function returns a VF's state, or nil when the PF or the VF is not there.
+func (inv *inventory) function(id FunctionID) (*pfState, *vfState) {
+	p := inv.byID[id.PF]
+	if p == nil || id.Index < 0 || id.Index >= len(p.vfs) {
+		return p, nil
+	}
+	return p, &p.vfs[id.Index]
+}
+
+// update takes over what was read of a PF. Records and leases of its VFs stay.
+func (inv *inventory) update(pf sriov.PF, record PFRecord, policy *PFPolicy, functions map[FunctionID]FunctionRecord) {
+	p := inv.byID[record.ID]
+	if p == nil {
+		p = &pfState{writing: make(chan struct{}, 1)}
+		inv.pfs = append(inv.pfs, p)
+		if inv.byID == nil {
+			inv.byID = map[string]*pfState{}
+		}
+		inv.byID[record.ID] = p
+	}
+	p.pf, p.record, p.policy, p.present = pf, record, policy, true
+	old := p.vfs
+	p.vfs = make([]vfState, len(pf.VFs))
+	for i, vf := range pf.VFs {
+		v := &p.vfs[i]
+		if i < len(old) {
+			*v = old[i]
+		} else {
+			v.state = Free
+			v.record = functions[p.functionID(i)]
+			v.record.ID = p.functionID(i)
+			if v.record.Quarantined != "" {
+				v.state = Quarantined
+			}
+		}
+		v.vf = vf
+	}
+	slices.SortFunc(inv.pfs, func(a, b *pfState) int { return a.pf.Addr.Compare(b.pf.Addr) })
+	inv.index()
+}
+
+// missing notes the PFs that a full look at the host did not find.
+func (inv *inventory) missing(seen map[string]bool) {
+	for _, p := range inv.pfs {
+		if !seen[p.id()] {
+			p.present = false
+			p.pf.NumVFs, p.pf.VFs = 0, nil
+		}
+	}
+}
+
+// index makes the map of addresses anew.
+func (inv *inventory) index() {
+	inv.byAddr = make(map[pci.Addr]functionRef, len(inv.byAddr))
+	for _, p := range inv.pfs {
+		inv.byAddr[p.pf.Addr] = functionRef{p, -1}
+		for i := range p.vfs {
+			inv.byAddr[p.vfs[i].vf.Addr] = functionRef{p, i}
+		}
+	}
+}
+
+// hold gives a function to a lease.
+func (inv *inventory) hold(id FunctionID, lease LeaseID) {
+	p, v := inv.function(id)
+	if p != nil {
+		p.live++
+	}
+	if v != nil {
+		v.lease, v.state = lease, Leased
+	}
+}
+
+// drop takes a function from its lease; record is what is remembered of it now.
+func (inv *inventory) drop(id FunctionID, record FunctionRecord) {
+	p, v := inv.function(id)
+	if p != nil {
+		p.live--
+	}
+	if v == nil {
+		return
+	}
+	v.lease, v.record, v.state = "", record, Free
+	if record.Quarantined != "" {
+		v.state = Quarantined
+	}
+}

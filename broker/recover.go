@@ -1,0 +1,211 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"vfbroker/sriov"
+	"vfbroker/sriov/sysfs"
+)
+
+// recover brings the journal and the host to agreement. It decides before it
+// returns; what has to wait (an unplug, a monitor that hangs) goes on behind it.
+func (b *Broker) recover(ctx context.Context) error {
+	var err error
+	if b.bootID, err = sysfs.ReadString(b.fs, bootIDFile); err != nil {
+		return fmt.Errorf("read boot id: %w: %w", ErrUnavailable, err)
+	}
+	journal, err := b.store.Load()
+	if err != nil {
+		return err
+	}
+	b.epoch, b.counter = journal.Epoch, journal.Counter
+	known := known{pfs: journal.PFs, functions: map[FunctionID]FunctionRecord{}}
+	for _, f := range journal.Functions {
+		known.functions[f.ID] = f
+	}
+	if err := b.discoverKnown(ctx, known); err != nil {
+		return err
+	}
+	live := b.restore(journal.Leases)
+	if err := b.endOldBoot(live); err != nil {
+		return err
+	}
+	if err := b.finishCarving(ctx); err != nil {
+		return err
+	}
+	b.resume(live)
+	return b.carveByPolicy(ctx)
+}
+
+// restore takes the journal's leases into memory and returns the live ones.
+func (b *Broker) restore(leases []Lease) []*entry {
+	sortByCounter(leases)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var live []*entry
+	for _, l := range leases {
+		e := newEntry(l)
+		b.leases.add(e)
+		if l.State.Live() {
+			b.inv.hold(l.Function, l.ID)
+			live = append(live, e)
+		}
+	}
+	return live
+}
+
+// endOldBoot closes the leases of an earlier boot: their guests and all that
+// was set on the host went with it.
+func (b *Broker) endOldBoot(live []*entry) error {
+	for _, e := range live {
+		if e.lease.BootID == b.bootID {
+			continue
+		}
+		err := b.transition(e, e.lease.State, func(l *Lease, batch *Batch) {
+			l.State, l.Reason = Closed, "the host was rebooted"
+			batch.Functions = append(batch.Functions, FunctionRecord{ID: l.Function, LastLease: l.ID,
+				Scrub: &ScrubRecord{Time: time.Now(), Method: "host reboot"}})
+		}, fmt.Errorf("lease %s: %w: the host was rebooted", e.lease.ID, ErrNotFound))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// resume drives every live lease on, in parallel. It returns when it is known
+// of each what to do, so that what the broker then says at its socket is decided; each look at a monitor has its deadline.
+func (b *Broker) resume(live []*entry) {
+	for _, e := range live {
+		if b.copyOf(e).State.Live() {
+			b.start(e, true)
+		} else {
+			e.decide()
+		}
+	}
+	for _, e := range live {
+		select {
+		case <-e.decided:
+		case <-b.ctx.Done():
+		}
+	}
+}
+
+// known is what the journal holds of PFs and functions.
+type known struct {
+	pfs       []PFRecord
+	functions map[FunctionID]FunctionRecord
+}
+
+// discover looks at the whole host anew.
+func (b *Broker) discover(ctx context.Context) error {
+	return b.discoverKnown(ctx, b.remember())
+}
+
+// remember is the known part of the inventory.
+func (b *Broker) remember() known {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	k := known{functions: map[FunctionID]FunctionRecord{}}
+	for _, p := range b.inv.pfs {
+		k.pfs = append(k.pfs, p.record)
+		for _, v := range p.vfs {
+			k.functions[v.record.ID] = v.record
+		}
+	}
+	return k
+}
+
+func (b *Broker) discoverKnown(ctx context.Context, k known) error {
+	pfs, err := sriov.Discover(ctx, b.fs)
+	if err != nil && len(pfs) == 0 {
+		return fmt.Errorf("discover functions: %w: %w", ErrUnavailable, err)
+	}
+	if err != nil {
+		b.log.Warn("discover", "err", err) // the devices that could be read are served
+	}
+	seen := map[string]bool{}
+	for _, pf := range pfs {
+		id, err := b.takeOver(ctx, pf, k)
+		if err != nil {
+			return err
+		}
+		seen[id] = true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.inv.missing(seen)
+	return nil
+}
+
+// takeOver puts what was read of a PF into the inventory, under the name that it was learned by.
+func (b *Broker) takeOver(ctx context.Context, pf sriov.PF, k known) (string, error) {
+	record, changed := nameOf(pf, k.pfs)
+	if changed {
+		if err := b.store.Commit(ctx, Batch{PFs: []PFRecord{record}}); err != nil {
+			return "", err
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.inv.update(pf, record, b.policyOf(pf, record), k.functions)
+	return record.ID, nil
+}
+
+// policyOf finds the PF on the allow-list.
+func (b *Broker) policyOf(pf sriov.PF, record PFRecord) *PFPolicy {
+	for i := range b.policy.PFs {
+		if p := (&pfState{pf: pf, record: record}); p.named(b.policy.PFs[i].PF) {
+			return &b.policy.PFs[i]
+		}
+	}
+	return nil
+}
+
+// readPF reads one PF anew by its address. A PF that has gone is noted as such.
+func (b *Broker) readPF(addr string) error {
+	b.mu.Lock()
+	var was *pfState
+	for _, p := range b.inv.pfs {
+		if p.pf.Addr.String() == addr {
+			was = p
+		}
+	}
+	b.mu.Unlock()
+	pf, err := readPFAt(b.fs, addr)
+	switch {
+	case sysfs.IsNotExist(err) && was != nil:
+		b.mu.Lock()
+		was.present, was.pf.NumVFs, was.pf.VFs = false, 0, nil
+		b.mu.Unlock()
+		return nil
+	case errors.Is(err, sriov.ErrNotPF) || sysfs.IsNotExist(err):
+		return nil
+	case err != nil:
+		return err
+	}
+	_, err = b.takeOver(b.ctx, pf, b.remember())
+	return err
+}
+
+// relook reads the PFs of the allow-list anew, since what refuses a request
+// (an interface that is down) may have changed without an event. It says whether there was anything to read.
+func (b *Broker) relook() bool {
+	b.mu.Lock()
+	var addrs []string
+	for _, p := range b.inv.pfs {
+		if p.policy != nil && p.present {
+			addrs = append(addrs, p.pf.Addr.String())
+		}
+	}
+	b.mu.Unlock()
+	for _, addr := range addrs {
+		if err := b.readPF(addr); err != nil {
+			b.log.Warn("inventory", "pf", addr, "err", err)
+		}
+	}
+	return len(addrs) > 0
+}

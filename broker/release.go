@@ -1,0 +1,102 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// ReleaseRequest names a lease with its generation. A stale generation changes nothing.
+type ReleaseRequest struct {
+	RequestID  string
+	LeaseID    LeaseID
+	Generation Generation
+}
+
+// Release takes a lease's function back: detach, restore, reset, clear, read
+// back. It returns when the function is in the pool again or quarantined. A
+// guest that refuses keeps the function and the lease stays releasing (ErrGuestRefused); the end of ctx ends
+// the wait, not the work. Releasing twice is no error.
+func (b *Broker) Release(ctx context.Context, c Caller, r ReleaseRequest) (Lease, error) {
+	e, err := b.owned(c, r.LeaseID)
+	if err != nil {
+		return Lease{}, err
+	}
+	l := b.copyOf(e)
+	if l.Generation != r.Generation {
+		return Lease{}, fmt.Errorf("release lease %s: %w: its generation is not %s@%d; a later lease is not yours to release", l.ID, ErrConflict, r.Generation.Epoch, r.Generation.Counter)
+	}
+	for l.State == Pending || l.State == Active {
+		err := b.transition(e, l.State, func(l *Lease, _ *Batch) {
+			l.State, l.Reason = Releasing, "released"
+		}, fmt.Errorf("lease %s: %w: it was released", l.ID, ErrConflict))
+		if err != nil && !errors.Is(err, errOvertaken) {
+			return Lease{}, err
+		}
+		l = b.copyOf(e)
+	}
+	if l.State == Releasing {
+		b.mu.Lock()
+		waiting := e.waiting
+		b.mu.Unlock()
+		b.start(e, false)
+		return b.released(ctx, e, waiting)
+	}
+	return l, nil
+}
+
+// released waits for the end of a release, or for what stands in its way.
+func (b *Broker) released(ctx context.Context, e *entry, waiting <-chan struct{}) (Lease, error) {
+	for {
+		select {
+		case <-e.closed:
+			return b.copyOf(e), nil
+		case <-waiting:
+			b.mu.Lock()
+			l, err := e.lease, e.err
+			waiting = e.waiting
+			b.mu.Unlock()
+			// A guest that was only asked takes its time; any other wait is told.
+			if l.State == Releasing && err != nil {
+				return l, fmt.Errorf("release lease %s: %w", l.ID, err)
+			}
+		case <-ctx.Done():
+			return b.copyOf(e), fmt.Errorf("release lease %s: %w: the release goes on without you", e.lease.ID, ctx.Err())
+		case <-b.ctx.Done():
+			return b.copyOf(e), fmt.Errorf("release lease %s: %w: the broker is stopping; the release goes on when it is back", e.lease.ID, ErrUnavailable)
+		}
+	}
+}
+
+// owned finds a lease that the caller may act on. One that is somebody else's is denied.
+func (b *Broker) owned(c Caller, id LeaseID) (*entry, error) {
+	b.mu.Lock()
+	e := b.leases.byID[id]
+	var l Lease
+	if e != nil {
+		l = e.lease
+	}
+	b.mu.Unlock()
+	switch {
+	case e == nil:
+		return nil, fmt.Errorf("find lease %.64q: %w; see vfbroker leases --all", id, ErrNotFound)
+	case !b.owns(c, l):
+		return nil, fmt.Errorf("lease %s: %w: it is not of uid %d", id, ErrDenied, c.UID)
+	}
+	return e, nil
+}
+
+// owns says whether the caller asked for the lease, owns its guest, or is an administrator.
+func (b *Broker) owns(c Caller, l Lease) bool {
+	if c.Admin || c.UID == l.CallerUID {
+		return true
+	}
+	guest, err := b.guests(l.Guest.ID)
+	return err == nil && guest.OwnerUID == c.UID
+}
+
+func (b *Broker) copyOf(e *entry) Lease {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return e.lease
+}

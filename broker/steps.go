@@ -1,0 +1,206 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"vfbroker/guestshim"
+	"vfbroker/sriov"
+	"vfbroker/sriov/sysfs"
+)
+
+// look sees how a step stands on the host. It changes nothing.
+func (b *Broker) look(ctx context.Context, l Lease, s StepName, tried bool) observation {
+	ctx, cancel := context.WithTimeout(ctx, b.limits.Look)
+	defer cancel()
+	is, err := b.condition(ctx, l, s, tried)
+	if err != nil && is == unseen {
+		is = failed
+		if b.vanished(l) {
+			is, err = gone, fmt.Errorf("function %s (%s): %w: it has gone from the host", l.Function, l.Addr, ErrNotFound)
+		}
+	}
+	return observation{is: is, tried: tried, err: err}
+}
+
+func (b *Broker) condition(ctx context.Context, l Lease, s StepName, tried bool) (condition, error) {
+	hv, err := b.hypervisor(l.Target)
+	if err != nil {
+		return unseen, err
+	}
+	switch s {
+	case StepIsolate:
+		if err := hv.Isolated(ctx, l.function()); err != nil {
+			return unseen, err
+		}
+		return asWanted, nil
+	case StepAttributes:
+		return b.attributesAre(ctx, l, tried)
+	case StepBind:
+		now, err := hv.Setting(ctx, l.function())
+		switch {
+		case err != nil:
+			return unseen, err
+		case l.State == Releasing && now.Driver == l.Plan.Found.Driver && now.Override == l.Plan.Found.Override:
+			// The device node goes with the driver.
+			return asFree, nil
+		case now == l.Plan.Want:
+			return asWanted, nil
+		}
+		return between, nil
+	case StepAttach:
+		return b.attachmentIs(ctx, hv, l)
+	case StepReady:
+		if !l.Plan.Shim {
+			return asWanted, nil
+		}
+		return between, nil
+	}
+	return unseen, fmt.Errorf("look at step %s: %w", s, ErrInvalid)
+}
+
+// attributesAre compares the function's attributes with what the lease wants,
+// or, for a release, with the defaults.
+func (b *Broker) attributesAre(ctx context.Context, l Lease, tried bool) (condition, error) {
+	want, same := l.Plan.WantAttrs, asWanted
+	if l.State == Releasing {
+		want, same = sriov.DefaultAttrs(), asFree
+	}
+	now, err := b.readAttributes(ctx, l.Function)
+	if errors.Is(err, sriov.ErrNotReadable) && tried {
+		return same, nil // the record says that it was not read back
+	}
+	if errors.Is(err, sriov.ErrNotReadable) {
+		return between, nil
+	}
+	if err != nil {
+		return unseen, err
+	}
+	if len(want.Diff(now, l.Unsupported...)) == 0 {
+		return same, nil
+	}
+	return between, nil
+}
+
+// attachmentIs asks the hypervisor whether the guest holds the function.
+func (b *Broker) attachmentIs(ctx context.Context, hv Hypervisor, l Lease) (condition, error) {
+	held, err := hv.Attached(ctx, l.Guest)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		if l.State == Releasing {
+			return asFree, nil
+		}
+		return gone, fmt.Errorf("guest %s: it has ended: %w", l.Guest.ID, ErrNotFound)
+	case err != nil:
+		return unseen, err
+	}
+	if slices.ContainsFunc(held, func(a Attachment) bool { return a.Addr == l.Addr }) {
+		return asWanted, nil
+	}
+	return asFree, nil
+}
+
+// do brings a step to what the grant wants.
+func (b *Broker) do(ctx context.Context, l *Lease, s StepName) (observation, error) {
+	hv, err := b.hypervisor(l.Target)
+	if err != nil {
+		return observation{}, err
+	}
+	switch s {
+	case StepAttributes:
+		l.Unsupported, err = b.writeAttributes(ctx, l.Function, l.Plan.WantAttrs)
+		if err == nil {
+			if missing := needs(l.Request, l.Unsupported); missing != "" {
+				err = fmt.Errorf("set %s of function %s: %w: its PF's driver cannot", missing, l.Function, ErrUnsupported)
+			}
+		}
+	case StepBind:
+		err = hv.Prepare(ctx, l.function(), l.Plan.Want)
+	case StepAttach:
+		l.Slot, err = hv.Attach(ctx, l.Guest, l.function(), l.ID)
+	case StepReady:
+		if err = b.awaitShim(ctx, hv, *l); err == nil {
+			return observation{is: asWanted}, nil
+		}
+	}
+	return observation{}, err
+}
+
+// awaitShim waits until the guest's shim reports the function. It can delay or
+// fail a grant, never prove one: that the guest holds the function was seen on the host.
+func (b *Broker) awaitShim(ctx context.Context, hv Hypervisor, l Lease) error {
+	conn, err := hv.Dial(ctx, l.Guest)
+	if err != nil {
+		return fmt.Errorf("reach the shim of guest %s: %w: %w; start vfshim in it, or ask without it (--shim skip)", l.Guest.ID, ErrGuestNotReady, err)
+	}
+	client := guestshim.NewClient(conn)
+	defer client.Close()
+	id := guestshim.Identity{MAC: l.Plan.WantAttrs.MAC.String(), BringUp: true}
+	if _, err := client.Await(ctx, id); err != nil {
+		return fmt.Errorf("wait for function %s in guest %s: %w: %w", l.Function, l.Guest.ID, ErrGuestNotReady, err)
+	}
+	return nil
+}
+
+// undo brings a step to what a free function has.
+func (d *driver) undo(ctx context.Context, l *Lease, s StepName) (observation, error) {
+	b := d.b
+	hv, err := b.hypervisor(l.Target)
+	if err != nil {
+		return observation{}, err
+	}
+	switch s {
+	case StepAttach:
+		if err = hv.Detach(ctx, l.Guest, l.slot()); err == nil {
+			return observation{is: asked}, nil
+		}
+	case StepBind:
+		b.setFunctionState(l.Function, Scrubbing)
+		err = hv.Prepare(ctx, l.function(), l.Plan.Found)
+	case StepReset:
+		b.setFunctionState(l.Function, Scrubbing)
+		d.scrub.Before, _ = b.readAttributes(ctx, l.Function) // evidence; what counts is read back after
+		if d.scrub.Method, err = sriov.Reset(ctx, b.fs, l.Addr); err == nil {
+			return observation{is: asFree}, nil
+		}
+	case StepAttributes:
+		if d.scrub.Unsupported, err = b.writeAttributes(ctx, l.Function, sriov.DefaultAttrs()); err == nil {
+			l.Unsupported = d.scrub.Unsupported
+			d.scrub.After, err = b.readAttributes(ctx, l.Function)
+			if errors.Is(err, sriov.ErrNotReadable) {
+				d.scrub.NotReadBack, err = true, nil
+			}
+		}
+	}
+	return observation{}, err
+}
+
+// function is the lease's function as a hypervisor needs to know it.
+func (l Lease) function() Function { return Function{ID: l.Function, Addr: l.Addr, PF: l.PFAddr} }
+
+// slot is the lease's slot; it follows from the id, so that it is known even when the reply to the attach was lost.
+func (l Lease) slot() Slot {
+	if l.Slot != "" {
+		return l.Slot
+	}
+	return SlotOf(l.ID)
+}
+
+// SlotOf is the slot's name for a lease, the same for every hypervisor that lets us choose it.
+func SlotOf(id LeaseID) Slot { return Slot("vf-" + string(id)) }
+
+// vanished says whether the function is known to be gone from the host.
+func (b *Broker) vanished(l Lease) bool {
+	exists, err := sysfs.Exists(b.fs, "/sys/bus/pci/devices/"+l.Addr.String())
+	return err == nil && !exists
+}
+
+func (b *Broker) hypervisor(t Target) (Hypervisor, error) {
+	hv := b.hvs[t]
+	if hv == nil {
+		return nil, fmt.Errorf("target %s: %w: this host serves none", t, ErrUnsupported)
+	}
+	return hv, nil
+}

@@ -1,0 +1,93 @@
+package broker
+
+import (
+	"vfbroker/sriov"
+	"vfbroker/sriov/sysfs"
+)
+
+// watchGuests turns a hypervisor's events into another look at the leases concerned.
+func (b *Broker) watchGuests(target Target, events <-chan Event) {
+	for ev := range events {
+		for _, e := range b.concerned(target, ev) {
+			e.nudge()
+			b.start(e, false)
+		}
+	}
+}
+
+// concerned returns the leases that an event is about.
+func (b *Broker) concerned(target Target, ev Event) (found []*entry) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	pick := func(leases map[LeaseID]*entry) {
+		for _, e := range leases {
+			if e.lease.Target == target && (ev.Slot == "" || e.lease.slot() == ev.Slot) {
+				e.refusal = ev.Kind == EventUnplugRefused
+				found = append(found, e)
+			}
+		}
+	}
+	if ev.Kind != EventLost {
+		pick(b.leases.byGuest[ev.Guest])
+		return found
+	}
+	for _, leases := range b.leases.byGuest {
+		pick(leases)
+	}
+	return found
+}
+
+// watchHost keeps the inventory by the kernel's events.
+func (b *Broker) watchHost(events <-chan sysfs.Uevent) {
+	for ev := range events {
+		var err error
+		switch {
+		case ev.Lost:
+			err = b.discover(b.ctx)
+		case ev.Subsystem == "pci" || ev.Subsystem == "net":
+			err = b.refresh(ev)
+		}
+		if err != nil {
+			b.log.Warn("inventory", "event", ev.DevPath, "err", err)
+		}
+	}
+}
+
+// refresh reads the function of an event anew, and no other.
+func (b *Broker) refresh(ev sysfs.Uevent) error {
+	b.mu.Lock()
+	ref, known := b.inv.byAddr[ev.PCI]
+	var id FunctionID
+	if known {
+		id = FunctionID{PF: ref.pf.id(), Index: ref.index}
+	}
+	b.mu.Unlock()
+	switch {
+	case known && id.Index >= 0:
+		return b.refreshFunction(id)
+	case known:
+		return b.readPF(ref.pf.pf.Addr.String())
+	case ev.Subsystem == "pci" && ev.Action == "add":
+		// A VF of a PF that is being carved, or a new device.
+		return b.readPF(ev.PCI.String())
+	}
+	return nil
+}
+
+// refreshFunction reads one VF anew. A VF that has gone makes its PF be read.
+func (b *Broker) refreshFunction(id FunctionID) error {
+	pf, err := b.pfOf(id)
+	if err != nil {
+		return err
+	}
+	vf, err := sriov.ReadVF(b.fs, pf, id.Index)
+	if err != nil {
+		return b.readPF(pf.Addr.String())
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, v := b.inv.function(id); v != nil {
+		v.vf = vf
+	}
+	return nil
+}
