@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -13,37 +14,36 @@ import (
 // traits is what a PF's driver makes of VF attributes (its ndo_set_vf_* and
 // ndo_get_vf_config).
 type traits struct {
-	name      string
-	supports  string // names of sriov.VFAttrs in JSON that can be set
-	minRate   bool   // a minimum rate can be set
-	needsLink bool   // rates are refused while the link is down, and above its speed
-	spoofchk  bool   // what spoof check is on a fresh VF
+	supports  []string // names of attributes that can be set
+	minRate   bool     // a minimum rate can be set
+	needsLink bool     // rates are refused while the link is down, and above its speed
+	spoofchk  bool     // what spoof check is on a fresh VF
+	silent    bool     // spoof check and trust are not reported
+	addrLen   int      // of the PF's interface
 }
 
-// traitsOf are the drivers that are modelled: igb (drivers/net/ethernet/intel/igb/igb_main.c) and
-// mlx5_core (drivers/net/ethernet/mellanox/mlx5/core/esw). Another driver sets nothing.
-func traitsOf(driver string) traits {
-	switch driver {
-	case "igb":
-		return traits{name: driver, supports: "mac vlan qos min_rate max_rate spoofchk trust", needsLink: true, spoofchk: true}
-	case "mlx5_core":
-		return traits{name: driver, supports: "mac vlan qos min_rate max_rate spoofchk trust link_state", minRate: true}
+// traitsOf are the drivers that are modelled: igb
+// (drivers/net/ethernet/intel/igb/igb_main.c) and mlx5_core, Ethernet
+// (drivers/net/ethernet/mellanox/mlx5/core/en_main.c, esw/legacy.c) or InfiniBand
+// (drivers/infiniband/ulp/ipoib/ipoib_main.c). Another driver sets nothing.
+func traitsOf(driver string, class uint32) traits {
+	ethernet := []string{
+		sriov.AttrMAC, sriov.AttrVLAN, sriov.AttrQoS, sriov.AttrMinRate, sriov.AttrMaxRate, sriov.AttrSpoofChk, sriov.AttrTrust,
 	}
-	return traits{name: driver}
-}
-
-func (t traits) has(name string) bool {
-	for s := range strings.FieldsSeq(t.supports) {
-		if s == name {
-			return true
-		}
+	switch {
+	case driver == "igb":
+		return traits{supports: ethernet, needsLink: true, spoofchk: true, addrLen: 6}
+	case driver == "mlx5_core" && class>>8 == classInfiniBand:
+		return traits{supports: []string{sriov.AttrLinkState}, silent: true, addrLen: 20}
+	case driver == "mlx5_core":
+		return traits{supports: append(ethernet, sriov.AttrLinkState), minRate: true, addrLen: 6}
 	}
-	return false
+	return traits{silent: true, addrLen: 6}
 }
 
 // vfState is what the PF's driver keeps of a VF.
 type vfState struct {
-	mac              net.HardwareAddr
+	mac              net.HardwareAddr // never changed in place
 	vlan, qos        int
 	minRate, maxRate int
 	spoofchk, trust  bool
@@ -51,7 +51,7 @@ type vfState struct {
 }
 
 func (t traits) fresh() vfState {
-	return vfState{mac: make(net.HardwareAddr, 6), spoofchk: t.spoofchk}
+	return vfState{mac: make(net.HardwareAddr, t.addrLen), spoofchk: t.spoofchk}
 }
 
 // String is for Dump.
@@ -60,8 +60,22 @@ func (s vfState) String() string {
 		s.mac, s.vlan, s.qos, s.minRate, s.maxRate, s.spoofchk, s.trust, s.linkState)
 }
 
+// attrs is what RTM_GETLINK says of the VF: zero where the driver has no such
+// setting, but for spoof check and trust, which are then unknown
+// (net/core/rtnetlink.c rtnl_fill_vfinfo).
+func (s vfState) attrs(t traits) sriov.VFAttrs {
+	a := sriov.VFAttrs{
+		MAC: slices.Clone(s.mac), VLAN: new(s.vlan), QoS: new(s.qos),
+		MinRate: new(s.minRate), MaxRate: new(s.maxRate), LinkState: new(s.linkState),
+	}
+	if !t.silent {
+		a.SpoofChk, a.Trust = new(s.spoofchk), new(s.trust)
+	}
+	return a
+}
+
 // Attributes is the host's rtnetlink side for VF attributes. It has the same
-// state as the tree, and every attribute that it sets is one effect.
+// state as the tree, and every message that sets something is one effect.
 func (h *Host) Attributes() sriov.Attributes { return attributes{h, h.effect} }
 
 // AttributesBehind is Attributes for somebody else, see Behind.
@@ -76,102 +90,119 @@ type attributes struct {
 
 // pf finds the PF by the index of its interface, as RTM_GETLINK and RTM_SETLINK do.
 func (a attributes) pf(pf sriov.PF) (*device, error) {
+	if pf.Ifindex == 0 {
+		return nil, sriov.ErrNoNetdev
+	}
 	d := a.h.devices[pf.Addr]
-	if d == nil || d.sriov == nil || d.netdev == nil || d.netdev.ifindex == 0 || d.netdev.ifindex != pf.Ifindex {
-		return nil, fmt.Errorf("rtnetlink %s, interface %d: %w", pf.Addr, pf.Ifindex, syscall.ENODEV)
+	if d == nil || d.sriov == nil || d.netdev == nil || d.netdev.ifindex != pf.Ifindex {
+		return nil, syscall.ENODEV
 	}
 	return d, nil
 }
 
 // VFs implements sriov.Attributes.
 func (a attributes) VFs(ctx context.Context, pf sriov.PF) ([]sriov.VFAttrs, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
 	a.h.mu.Lock()
 	defer a.h.mu.Unlock()
 	a.h.tick()
 	d, err := a.pf(pf)
-	if err != nil {
-		return nil, err
+	switch {
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	case err == nil && d.sriov.notReadable:
+		err = fmt.Errorf("%w: %w", sriov.ErrNotReadable, syscall.EMSGSIZE)
 	}
-	if d.sriov.notReadable {
-		return nil, fmt.Errorf("rtnetlink %s: %w", pf.Addr, syscall.EMSGSIZE)
+	if err != nil {
+		return nil, fmt.Errorf("read VF attributes of PF %s: %w", pf.Addr, err)
 	}
 	all := make([]sriov.VFAttrs, len(d.sriov.vfs))
 	for i, s := range d.sriov.vfs {
-		all[i] = s.attrs()
+		all[i] = s.attrs(d.sriov.traits)
 	}
 	return all, nil
 }
 
-func (s vfState) attrs() sriov.VFAttrs {
-	return sriov.VFAttrs{
-		MAC: append(net.HardwareAddr(nil), s.mac...), VLAN: new(s.vlan), QoS: new(s.qos), MinRate: new(s.minRate), MaxRate: new(s.maxRate),
-		SpoofChk: new(s.spoofchk), Trust: new(s.trust), LinkState: new(s.linkState),
-	}
+// message is one RTM_SETLINK: the kernel takes VLAN with QoS and the two rates together.
+type message struct {
+	names []string
+	text  string
+	apply func(s vfState, d *device) (vfState, error)
 }
 
-// change is one attribute to set.
-type change struct {
-	name, value string
-	set         func(s *vfState, d *device) error
-}
-
-// changes lists what want holds in the order of RTM_SETLINK's IFLA_VF_* numbers. VLAN and QoS are
-// one message, and so are the rates; what want leaves open keeps its value.
-func changes(want sriov.VFAttrs) []change {
-	var all []change
-	add := func(name string, value any, set func(s *vfState, d *device) error) {
-		all = append(all, change{name, fmt.Sprint(value), set})
+// messages lists what want holds; of a pair, a half that it leaves open keeps its value.
+func messages(want sriov.VFAttrs) []message {
+	var all []message
+	add := func(text string, apply func(vfState, *device) (vfState, error), names ...string) {
+		all = append(all, message{names, text, apply})
 	}
 	if len(want.MAC) > 0 {
-		add("mac", want.MAC, func(s *vfState, _ *device) error { return s.setMAC(want.MAC) })
+		add("mac "+want.MAC.String(), func(s vfState, _ *device) (vfState, error) { return s.withMAC(want.MAC) }, sriov.AttrMAC)
 	}
-	if want.VLAN != nil {
-		add("vlan", *want.VLAN, func(s *vfState, _ *device) error { return s.setVLAN(*want.VLAN, s.qos) })
+	if want.VLAN != nil || want.QoS != nil {
+		add("vlan "+known(want.VLAN)+" qos "+known(want.QoS), func(s vfState, _ *device) (vfState, error) {
+			return s.withVLAN(or(want.VLAN, s.vlan), or(want.QoS, s.qos))
+		}, sriov.AttrVLAN, sriov.AttrQoS)
 	}
-	if want.QoS != nil {
-		add("qos", *want.QoS, func(s *vfState, _ *device) error { return s.setVLAN(s.vlan, *want.QoS) })
-	}
-	if want.MinRate != nil {
-		add("min_rate", *want.MinRate, func(s *vfState, d *device) error { return s.setRate(d, *want.MinRate, s.maxRate) })
-	}
-	if want.MaxRate != nil {
-		add("max_rate", *want.MaxRate, func(s *vfState, d *device) error { return s.setRate(d, s.minRate, *want.MaxRate) })
+	if want.MinRate != nil || want.MaxRate != nil {
+		add("min_rate "+known(want.MinRate)+" max_rate "+known(want.MaxRate), func(s vfState, d *device) (vfState, error) {
+			return s.withRates(d, or(want.MinRate, s.minRate), or(want.MaxRate, s.maxRate))
+		}, sriov.AttrMinRate, sriov.AttrMaxRate)
 	}
 	if want.SpoofChk != nil {
-		add("spoofchk", *want.SpoofChk, func(s *vfState, _ *device) error { s.spoofchk = *want.SpoofChk; return nil })
-	}
-	if want.LinkState != nil {
-		add("link_state", *want.LinkState, func(s *vfState, _ *device) error { return s.setLinkState(*want.LinkState) })
+		add("spoofchk "+known(want.SpoofChk), func(s vfState, _ *device) (vfState, error) {
+			s.spoofchk = *want.SpoofChk
+			return s, nil
+		}, sriov.AttrSpoofChk)
 	}
 	if want.Trust != nil {
-		add("trust", *want.Trust, func(s *vfState, _ *device) error { s.trust = *want.Trust; return nil })
+		add("trust "+known(want.Trust), func(s vfState, _ *device) (vfState, error) {
+			s.trust = *want.Trust
+			return s, nil
+		}, sriov.AttrTrust)
+	}
+	if want.LinkState != nil {
+		add("link_state "+known(want.LinkState), func(s vfState, _ *device) (vfState, error) {
+			return s.withLinkState(*want.LinkState)
+		}, sriov.AttrLinkState)
 	}
 	return all
+}
+
+func or[T any](v *T, otherwise T) T {
+	if v == nil {
+		return otherwise
+	}
+	return *v
+}
+
+func known[T any](v *T) string {
+	if v == nil {
+		return "as it is"
+	}
+	return fmt.Sprint(*v)
 }
 
 // Set implements sriov.Attributes.
 func (a attributes) Set(ctx context.Context, pf sriov.PF, vf int, want sriov.VFAttrs) ([]string, error) {
 	var unsupported []string
-	for _, c := range changes(want) {
-		if err := ctx.Err(); err != nil {
-			return unsupported, err
+	for _, m := range messages(want) {
+		err := ctx.Err()
+		if err == nil {
+			e := Effect{Op: OpSet, Name: fmt.Sprintf("%s vf %d", pf.Addr, vf), Value: m.text}
+			err = a.effect(e, func() error { return a.set(pf, vf, m) })
 		}
-		e := Effect{Op: OpSet, Name: fmt.Sprintf("%s vf %d", pf.Addr, vf), Value: c.name + " " + c.value}
-		switch err := a.effect(e, func() error { return a.set(pf, vf, c) }); err {
-		case nil:
-		case syscall.EOPNOTSUPP:
-			unsupported = append(unsupported, c.name)
-		default:
-			return unsupported, fmt.Errorf("set %s of VF %d of %s: %w", c.name, vf, pf.Addr, err)
+		if unwrapped(err) == syscall.EOPNOTSUPP {
+			unsupported = append(unsupported, m.names...)
+		} else if err != nil {
+			return unsupported, fmt.Errorf("set %s of VF %d of PF %s: %w", strings.Join(m.names, ", "), vf, pf.Addr, err)
 		}
 	}
 	return unsupported, nil
 }
 
-func (a attributes) set(pf sriov.PF, vf int, c change) error {
+// set is net/core/rtnetlink.c do_setvfinfo, and what sriov.Attributes promises above it: a refusal
+// to set what is set already is no failure.
+func (a attributes) set(pf sriov.PF, vf int, m message) error {
 	a.h.mu.Lock()
 	defer a.h.mu.Unlock()
 	a.h.tick()
@@ -179,54 +210,62 @@ func (a attributes) set(pf sriov.PF, vf int, c change) error {
 	switch {
 	case err != nil:
 		return err
-	case !d.sriov.traits.has(c.name):
-		return syscall.EOPNOTSUPP // net/core/rtnetlink.c do_setvfinfo: no such operation
+	case !slices.Contains(d.sriov.traits.supports, m.names[0]):
+		return syscall.EOPNOTSUPP // the driver has no such operation
 	case vf < 0 || vf >= len(d.sriov.vfs):
 		return syscall.EINVAL
 	}
-	return c.set(&d.sriov.vfs[vf], d)
+	now := d.sriov.vfs[vf]
+	next, err := m.apply(now, d)
+	if err != nil {
+		if next.String() == now.String() {
+			return nil
+		}
+		return err
+	}
+	d.sriov.vfs[vf] = next
+	return nil
 }
 
-// setMAC refuses a multicast address; zero takes the address back, and the
+// withMAC refuses a multicast address; zero takes the address back, and the
 // VF's driver makes one up when it loads (igb_ndo_set_vf_mac).
-func (s *vfState) setMAC(mac net.HardwareAddr) error {
+func (s vfState) withMAC(mac net.HardwareAddr) (vfState, error) {
+	s.mac = slices.Clone(mac)
 	if len(mac) != 6 || mac[0]&1 != 0 {
-		return syscall.EINVAL
+		return s, syscall.EINVAL
 	}
-	s.mac = append(net.HardwareAddr(nil), mac...)
-	return nil
+	return s, nil
 }
 
-// setVLAN: 12 and 3 bits (igb_ndo_set_vf_vlan, mlx5e_set_vf_vlan).
-func (s *vfState) setVLAN(vlan, qos int) error {
-	if vlan < 0 || vlan > 4095 || qos < 0 || qos > 7 {
-		return syscall.EINVAL
-	}
+// withVLAN: 12 and 3 bits (igb_ndo_set_vf_vlan, mlx5e_set_vf_vlan).
+func (s vfState) withVLAN(vlan, qos int) (vfState, error) {
 	s.vlan, s.qos = vlan, qos
-	return nil
+	if vlan < 0 || vlan > 4095 || qos < 0 || qos > 7 {
+		return s, syscall.EINVAL
+	}
+	return s, nil
 }
 
-// setRate: igb has no minimum, and no maximum above the speed of a link that
-// must be up (igb_ndo_set_vf_bw); a minimum above the maximum is EINVAL (net/core/rtnetlink.c).
-func (s *vfState) setRate(d *device, least, most int) error {
+// withRates: igb has no minimum, and no maximum above the speed of a link that
+// must be up (igb_ndo_set_vf_bw); a minimum above the maximum is EINVAL
+// (net/core/rtnetlink.c rtnl_set_vf_rate).
+func (s vfState) withRates(d *device, least, most int) (vfState, error) {
 	t := d.sriov.traits
-	switch {
-	case least < 0 || most < 0 || most > 0 && least > most:
-		return syscall.EINVAL
-	case least > 0 && !t.minRate:
-		return syscall.EINVAL
-	case t.needsLink && (!d.netdev.up || most > 1000):
-		return syscall.EINVAL
-	}
 	s.minRate, s.maxRate = least, most
-	return nil
+	switch {
+	case least < 0, most < 0, most > 0 && least > most,
+		least > 0 && !t.minRate,
+		t.needsLink && (!d.netdev.up || most > linkSpeed):
+		return s, syscall.EINVAL
+	}
+	return s, nil
 }
 
-// setLinkState: auto, enable, disable (mlx5_eswitch_set_vport_state).
-func (s *vfState) setLinkState(state int) error {
-	if state < 0 || state > 2 {
-		return syscall.EINVAL
-	}
+// withLinkState: auto, enable, disable (mlx5_eswitch_set_vport_state).
+func (s vfState) withLinkState(state int) (vfState, error) {
 	s.linkState = state
-	return nil
+	if state < 0 || state > 2 {
+		return s, syscall.EINVAL
+	}
+	return s, nil
 }

@@ -15,14 +15,14 @@ type Op string
 const (
 	OpWrite Op = "write" // of a file
 	OpChown Op = "chown" // of a device node
-	OpSet   Op = "set"   // of one VF attribute over rtnetlink
+	OpSet   Op = "set"   // of VF attributes, one message over rtnetlink
 )
 
 // Effect is one change that is asked of the host.
 type Effect struct {
 	Op    Op
 	Name  string // path of the file, or "<pf> vf <n>" for an attribute
-	Value string // what is written, "uid:gid", or "<attribute> <value>"
+	Value string // what is written, "uid:gid", or attributes with their values
 	Err   error  // in the log: how the kernel answered
 }
 
@@ -67,6 +67,14 @@ func (h *Host) Writes() []Effect {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.Clone(h.log)
+}
+
+// unwrapped is the errno of a planned failure, or err itself.
+func unwrapped(err error) error {
+	if pe, ok := err.(*fs.PathError); ok {
+		return pe.Err
+	}
+	return err
 }
 
 // effect takes an effect through the planned failures and the hook.

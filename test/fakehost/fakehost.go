@@ -29,16 +29,17 @@ var archives embed.FS
 // Host is a scripted kernel. It implements sysfs.FS; Attributes gives its
 // rtnetlink side. All methods are safe for concurrent use.
 type Host struct {
-	mu      sync.Mutex
-	root    *node
-	devices map[pci.Addr]*device
-	removed map[pci.Addr]*device // surprise-removed, as they were; Rescan brings them back
-	drivers []*driver            // in the order of registration
-	groups  map[int][]pci.Addr
-	roots   map[string]string // root bus such as 0000:00 to its directory
-	iommu   bool
-	ifindex int
-	boots   int
+	mu        sync.Mutex
+	root      *node
+	devices   map[pci.Addr]*device
+	removed   map[pci.Addr]*device // surprise-removed, as they were; Rescan brings them back
+	drivers   []*driver            // in the order of registration
+	groups    map[int][]pci.Addr
+	freeGroup int               // no lower number is free
+	roots     map[string]string // root bus such as 0000:00 to its directory
+	iommu     bool
+	ifindex   int
+	boots     int
 
 	pending []probe // asynchronous probes under way
 	lag     int     // file accesses that an asynchronous probe takes
@@ -101,19 +102,20 @@ func (h *Host) Clone() *Host {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	c := &Host{
-		root:     h.root.clone(),
-		devices:  cloneDevices(h.devices),
-		removed:  cloneDevices(h.removed),
-		groups:   make(map[int][]pci.Addr, len(h.groups)),
-		roots:    maps.Clone(h.roots),
-		iommu:    h.iommu,
-		ifindex:  h.ifindex,
-		boots:    h.boots,
-		pending:  slices.Clone(h.pending),
-		lag:      h.lag,
-		slow:     h.slow,
-		failures: map[int]syscall.Errno{},
-		broken:   map[string]syscall.Errno{},
+		root:      h.root.clone(),
+		devices:   cloneDevices(h.devices),
+		removed:   cloneDevices(h.removed),
+		groups:    make(map[int][]pci.Addr, len(h.groups)),
+		roots:     maps.Clone(h.roots),
+		freeGroup: h.freeGroup,
+		iommu:     h.iommu,
+		ifindex:   h.ifindex,
+		boots:     h.boots,
+		pending:   slices.Clone(h.pending),
+		lag:       h.lag,
+		slow:      h.slow,
+		failures:  map[int]syscall.Errno{},
+		broken:    map[string]syscall.Errno{},
 	}
 	for id, members := range h.groups {
 		c.groups[id] = slices.Clone(members)

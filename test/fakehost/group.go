@@ -20,9 +20,10 @@ func (h *Host) joinGroup(d *device) {
 	}
 	d.group = h.sharedGroup(d)
 	if d.group < 0 {
-		for d.group = 0; h.groups[d.group] != nil; {
-			d.group++
+		for h.groups[h.freeGroup] != nil {
+			h.freeGroup++
 		}
+		d.group = h.freeGroup
 		h.put(groupDir(d.group)+"/devices", newDir())
 		h.file(groupDir(d.group)+"/type", "DMA\n")
 		h.file(groupDir(d.group)+"/reserved_regions", "0x00000000fee00000 0x00000000feefffff msi\n")
@@ -33,7 +34,7 @@ func (h *Host) joinGroup(d *device) {
 }
 
 func (h *Host) sharedGroup(d *device) int {
-	for up := h.devices[d.upstream]; up != nil; up = h.devices[up.upstream] {
+	for up := h.above(d); up != nil; up = h.above(up) {
 		if !h.isolates(up) {
 			return up.group
 		}
@@ -49,6 +50,14 @@ func (h *Host) sharedGroup(d *device) int {
 	return -1
 }
 
+// above is the bridge that a function hangs below, nil on a root bus.
+func (h *Host) above(d *device) *device {
+	if d.upstream.IsZero() { // which is also the address of a host bridge
+		return nil
+	}
+	return h.devices[d.upstream]
+}
+
 func (d *device) slot() pci.Addr {
 	a := d.addr
 	a.Function = 0
@@ -58,7 +67,7 @@ func (d *device) slot() pci.Addr {
 // isolates says whether a bridge and all above it keep what is below apart
 // (drivers/pci/pci.c pci_acs_path_enabled).
 func (h *Host) isolates(bridge *device) bool {
-	for b := bridge; b != nil; b = h.devices[b.upstream] {
+	for b := bridge; b != nil; b = h.above(b) {
 		if !b.acs {
 			return false
 		}
@@ -74,6 +83,7 @@ func (h *Host) leaveGroup(d *device) {
 	members := slices.DeleteFunc(h.groups[d.group], func(a pci.Addr) bool { return a == d.addr })
 	if len(members) == 0 {
 		delete(h.groups, d.group)
+		h.freeGroup = min(h.freeGroup, d.group)
 		h.drop(groupDir(d.group))
 	} else {
 		h.groups[d.group] = members

@@ -16,7 +16,7 @@ func netAttrs() []attr {
 		{"flags", 0o644, number("0x%x", func(d *device) int { return 0x1002 | flag(d.netdev.up) }), nil},
 		{"operstate", 0o444, number("%s", (*device).operstate), nil},
 		{"mtu", 0o644, number("%d", func(*device) int { return 1500 }), nil},
-		{"type", 0o444, number("%d", func(*device) int { return 1 }), nil},
+		{"type", 0o444, number("%d", (*device).hardwareType), nil},
 		{"dev_port", 0o444, number("%d", func(*device) int { return 0 }), nil},
 	}
 }
@@ -28,6 +28,29 @@ func (d *device) operstate() string {
 	return "down"
 }
 
+const (
+	classInfiniBand = 0x0207
+	linkSpeed       = 1000 // Mbit/s
+)
+
+// infiniBand says whether the function's ports are InfiniBand and not Ethernet.
+func (d *device) infiniBand() bool { return d.class>>8 == classInfiniBand }
+
+// hardwareType is ARPHRD_ETHER or ARPHRD_INFINIBAND (include/uapi/linux/if_arp.h).
+func (d *device) hardwareType() int {
+	if d.infiniBand() {
+		return 32
+	}
+	return 1
+}
+
+func (d *device) linkLayer() string {
+	if d.infiniBand() {
+		return "InfiniBand\n"
+	}
+	return "Ethernet\n"
+}
+
 func (d *device) netDir() string { return d.path + "/net/" + d.netdev.name }
 
 // addNetdev registers the interface of a function (net/core/dev.c
@@ -37,13 +60,16 @@ func (h *Host) addNetdev(d *device) {
 	if d.netdev == nil {
 		d.netdev = &netdev{name: h.freeName()}
 	}
-	if d.isVF() {
+	if d.isVF() && !d.infiniBand() {
 		state := &h.devices[d.pf].sriov.vfs[d.index]
 		if isZero(state.mac) {
 			state.mac = madeUp(d.addr)
 			d.netdev.random = true
 		}
 		d.netdev.mac = state.mac
+	}
+	if d.isVF() && d.infiniBand() {
+		d.netdev.mac, d.netdev.random = make(net.HardwareAddr, 20), true
 	}
 	h.ifindex++
 	d.netdev.ifindex = h.ifindex
@@ -105,7 +131,7 @@ func showSpeed(h *Host, n *node) (string, error) {
 	if !h.devices[n.addr].netdev.up {
 		return "", syscall.EINVAL
 	}
-	return "1000\n", nil
+	return itoa(linkSpeed) + "\n", nil
 }
 
 func showCarrier(h *Host, n *node) (string, error) {
@@ -128,7 +154,7 @@ func (h *Host) addRDMA(d *device) {
 	h.file(dir+"/node_type", "1: CA\n")
 	h.file(dir+"/ports/1/state", "4: ACTIVE\n")
 	h.file(dir+"/ports/1/phys_state", "5: LinkUp\n")
-	h.file(dir+"/ports/1/link_layer", "InfiniBand\n")
+	h.file(dir+"/ports/1/link_layer", d.linkLayer())
 	h.file(dir+"/ports/1/gids/0", "fe80:0000:0000:0000:"+guid)
 	h.file(dir+"/ports/1/pkeys/0", "0xffff\n")
 	h.link(dir+"/device", d.path)

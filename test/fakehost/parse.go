@@ -3,7 +3,6 @@ package fakehost
 import (
 	"cmp"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -100,16 +99,29 @@ func (l *line) get(key string) (string, bool) {
 // has says whether a plain word is given after the first n.
 func (l *line) has(word string) bool { return slices.Contains(l.args, word) }
 
-func (l *line) num(key string, base, otherwise int) int {
+func (l *line) num(key string, otherwise int) int {
 	text, ok := l.get(key)
 	if !ok {
 		return otherwise
 	}
-	v, err := strconv.ParseUint(text, base, 63)
+	v, err := strconv.Atoi(text)
 	if err != nil {
-		l.fail("%s=%s: %v", key, text, errors.Unwrap(err))
+		l.fail("%s=%s: want a number", key, text)
 	}
-	return int(v)
+	return v
+}
+
+// hex is 0 where the key is not given.
+func (l *line) hex(key string) uint64 {
+	text, ok := l.get(key)
+	if !ok {
+		return 0
+	}
+	v, err := strconv.ParseUint(text, 16, 64)
+	if err != nil {
+		l.fail("%s=%s: want hex digits", key, text)
+	}
+	return v
 }
 
 func (l *line) addr(text string) pci.Addr {
@@ -177,7 +189,7 @@ func (h *Host) parseRoot(l *line) error {
 
 func (h *Host) parseDriver(l *line) error {
 	drv := &driver{
-		name: l.arg(0), class: uint32(l.num("class", 16, 0)), sriov: l.has("sriov"), net: l.has("net"),
+		name: l.arg(0), class: uint32(l.hex("class")), sriov: l.has("sriov"), net: l.has("net"),
 		rdma: l.has("rdma"), vfio: l.has("vfio"), absent: l.has("absent"),
 	}
 	drv.module = strings.ReplaceAll(drv.name, "-", "_")
@@ -197,8 +209,8 @@ func (h *Host) parseDevice(l *line) error {
 	id := l.ids(l.arg(1))
 	d := &device{
 		addr: l.addr(l.arg(0)), vendor: uint16(id >> 16), id: uint16(id), subVendor: uint16(id >> 16), subDevice: 1,
-		class: uint32(l.num("class", 16, 0)), numa: l.num("numa", 10, -1), acs: l.has("acs"), group: -1,
-		serial: uint64(l.num("serial", 16, 0)),
+		class: uint32(l.hex("class")), numa: l.num("numa", -1), acs: l.has("acs"), group: -1,
+		serial: l.hex("serial"),
 	}
 	if text, ok := l.get("bus"); ok {
 		first, last, _ := strings.Cut(text, "-")
@@ -222,9 +234,9 @@ func (h *Host) parseDevice(l *line) error {
 
 // parseFunctions reads what a NIC has beyond a plain device.
 func (l *line) parseFunctions(d *device) {
-	if total := l.num("vfs", 10, 0); total > 0 {
-		d.sriov = &sriovCap{total: total, most: total, vfDevice: uint16(l.num("vf", 16, 0)),
-			offset: l.num("offset", 10, 1), stride: l.num("stride", 10, 1), autoprobe: true, traits: traitsOf(d.boundTo)}
+	if total := l.num("vfs", 0); total > 0 {
+		d.sriov = &sriovCap{total: total, most: total, vfDevice: uint16(l.hex("vf")),
+			offset: l.num("offset", 1), stride: l.num("stride", 1), autoprobe: true, traits: traitsOf(d.boundTo, d.class)}
 	}
 	if name, ok := l.get("net"); ok {
 		text, _ := l.get("mac")
@@ -235,7 +247,7 @@ func (l *line) parseFunctions(d *device) {
 		d.netdev = &netdev{name: name, mac: mac}
 	}
 	if name, ok := l.get("rdma"); ok {
-		d.rdma = &rdmaDevice{name: name, guid: uint64(l.num("guid", 16, 0))}
+		d.rdma = &rdmaDevice{name: name, guid: l.hex("guid")}
 	}
 	if d.netdev != nil {
 		d.netdev.wantUp = !l.has("down")
