@@ -1,13 +1,164 @@
 package bench
 
 import (
+	_ "embed"
+	"fmt"
+	"html/template"
 	"io"
 )
 
-// WriteHTML writes the result as one page that needs nothing else.
+//go:embed report.html
+var reportHTML string
+
+// page is what the template shows.
+type page struct {
+	Result   *Result
+	Label    string
+	Headline string
+	Saved    string // "" when it is not known
+	Interval string
+	Of       string
+	Cards    []card
+	Charts   []chart
+	Sizes    []sizeRow
+	Costs    []costRow
+	CostHead []PathName
+	Missing  []Path
+	Classes  []string          // of colours
+	Notes    map[string]string // under the charts' titles, by chart
+}
+
+// card is a path with its p50.
+type card struct {
+	Name    PathName
+	Carries string
+	P50     string
+	Exits   string
+	Missing string
+	Share   float64 // of the slowest path's p50, in percent
+}
+
+type sizeRow struct {
+	Path                                     PathName
+	Bytes, Blocks, Rounds, Lost              int
+	P50, P50In, P90, P99, P99In, Least, Most string
+}
+
+type costRow struct {
+	Name  string
+	Cells []string
+}
+
+// WriteHTML writes the result as one page that needs nothing else: no script
+// runs in it, nothing is fetched, and the result itself is inside.
 func (r *Result) WriteHTML(out io.Writer) error {
 	if err := r.Check(); err != nil {
 		return err
 	}
-	return nil
+	t, err := template.New("report").Funcs(template.FuncMap{"add": func(a, b float64) float64 { return a + b }}).Parse(reportHTML)
+	if err != nil {
+		return fmt.Errorf("parse report's template: %w", err)
+	}
+	p, err := r.page()
+	if err != nil {
+		return fmt.Errorf("draw report: %w", err)
+	}
+	return t.Execute(out, p)
+}
+
+func (r *Result) page() (page, error) {
+	p := page{Result: r, Label: r.conditions(), Headline: r.Headline(), Of: r.savedOf(), CostHead: PathNames(), Classes: classes(), Notes: notes()}
+	if s := r.Summary; s.Saved != nil {
+		p.Saved = fmt.Sprintf("%.1f", *s.Saved)
+		p.Interval = fmt.Sprintf("%.1f to %.1f %% over %d blocks", s.SavedInterval.Low, s.SavedInterval.High, s.SavedInterval.Blocks)
+	}
+	p.Cards = r.cards()
+	distribution, err := distributionChart(r)
+	if err != nil {
+		return p, err
+	}
+	for _, c := range []chart{distribution, sizesChart(r), cpuChart(r), eventsChart(r)} {
+		if len(c.Curves)+len(c.Marks)+len(c.Bars) > 0 {
+			p.Charts = append(p.Charts, c)
+		}
+	}
+	for _, path := range r.Paths {
+		if path.Missing != "" {
+			p.Missing = append(p.Missing, path)
+		}
+	}
+	p.Sizes, p.Costs = r.sizeRows(), r.costRows()
+	return p, nil
+}
+
+func (r *Result) cards() []card {
+	exits := map[PathName]*float64{Direct: r.Summary.DirectExits, Bridged: r.Summary.BridgedExits}
+	slowest := 0.0
+	for _, path := range r.Paths {
+		s, _ := path.Size(SummaryBytes)
+		slowest = max(slowest, s.Latency.P50.Value)
+	}
+	var cards []card
+	for _, path := range r.Paths {
+		c := card{Name: path.Name, Carries: path.Carries, Missing: path.Missing}
+		if s, ok := path.Size(SummaryBytes); ok {
+			c.P50, c.Share = microseconds(s.Latency.P50.Value), 100*s.Latency.P50.Value/slowest
+		}
+		if e := exits[path.Name]; e != nil {
+			c.Exits = fmt.Sprintf("%.2f exits per message", *e)
+		}
+		cards = append(cards, c)
+	}
+	return cards
+}
+
+func (r *Result) sizeRows() []sizeRow {
+	var rows []sizeRow
+	for _, bytes := range r.sizes() {
+		for _, p := range r.Paths {
+			s, ok := p.Size(bytes)
+			if !ok {
+				continue
+			}
+			l := s.Latency
+			rows = append(rows, sizeRow{Path: p.Name, Bytes: bytes, Blocks: len(s.Blocks), Rounds: l.Rounds, Lost: l.Lost,
+				P50: microseconds(l.P50.Value), P50In: interval(l.P50.Interval), P90: microseconds(l.P90.Value),
+				P99: microseconds(l.P99.Value), P99In: interval(l.P99.Interval),
+				Least: microseconds(float64(l.Min)), Most: microseconds(float64(l.Max))})
+		}
+	}
+	return rows
+}
+
+func (r *Result) costRows() []costRow {
+	var rows []costRow
+	for _, name := range r.costs() {
+		row := costRow{Name: name}
+		for _, path := range PathNames() {
+			row.Cells = append(row.Cells, costCell(r.Path(path), name))
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// classes are the names of the page's colours: a path each, and the buckets' in turn.
+func classes() []string {
+	names := make([]string, 0, len(PathNames())+bucketColours)
+	for _, p := range PathNames() {
+		names = append(names, string(p))
+	}
+	for i := range bucketColours {
+		names = append(names, bucketClass(i))
+	}
+	return names
+}
+
+func notes() map[string]string {
+	return map[string]string{
+		"distribution": "Share of round trips that took no longer; each line upwards is another nine of the tail. Further left is better.",
+		"sizes":        "Dot: p50, with its value. Bar’s end: p99.",
+		"cpu":          "Net of the idle background.",
+		"events":       "Solid: net. Pale: the idle background of the same time.",
+	}
 }

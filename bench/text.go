@@ -150,18 +150,26 @@ func (r *Result) writeMissing(w io.Writer) {
 func (r *Result) Headline() string {
 	s := r.Summary
 	if s.Saved != nil {
-		what := "round-trip time"
-		if r.Environment.Clock == ClockDeterministic {
-			what = "path length"
-		}
 		return fmt.Sprintf("direct p50 %s µs, bridged p50 %s µs: saved %.1f %% of %s (%s)",
-			microseconds(*s.DirectP50), microseconds(*s.BridgedP50), *s.Saved, what, r.conditions())
+			microseconds(*s.DirectP50), microseconds(*s.BridgedP50), *s.Saved, r.savedOf(), r.conditions())
 	}
-	exits := "exits per message not known"
-	if s.DirectExits != nil && s.BridgedExits != nil {
-		exits = fmt.Sprintf("direct %.2f, bridged %.2f exits per message", *s.DirectExits, *s.BridgedExits)
+	return fmt.Sprintf("direct %s, bridged %s exits per message; saved not known: %s (%s)",
+		known(s.DirectExits), known(s.BridgedExits), r.Reasons["summary.saved_percent"], r.conditions())
+}
+
+// savedOf is what a saving is a part of: virtual time counts instructions.
+func (r *Result) savedOf() string {
+	if r.Environment.Clock == ClockDeterministic {
+		return "path length"
 	}
-	return fmt.Sprintf("%s; saved not known: %s (%s)", exits, r.Reasons["summary.saved_percent"], r.conditions())
+	return "round-trip time"
+}
+
+func known(v *float64) string {
+	if v == nil {
+		return "unknown"
+	}
+	return fmt.Sprintf("%.2f", *v)
 }
 
 func microseconds(ns float64) string { return fmt.Sprintf("%.1f", ns/1000) }
