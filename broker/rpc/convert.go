@@ -1,0 +1,134 @@
+package rpc
+
+import (
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"vfbroker/broker"
+	pb "vfbroker/broker/brokerpb"
+)
+
+var leaseStates = map[broker.LeaseState]pb.LeaseState{
+	broker.Pending:   pb.LeaseState_LEASE_STATE_PENDING,
+	broker.Active:    pb.LeaseState_LEASE_STATE_ACTIVE,
+	broker.Releasing: pb.LeaseState_LEASE_STATE_RELEASING,
+	broker.Lost:      pb.LeaseState_LEASE_STATE_LOST,
+	broker.Closed:    pb.LeaseState_LEASE_STATE_CLOSED,
+}
+
+var functionStates = map[broker.FunctionState]pb.FunctionState{
+	broker.Free:        pb.FunctionState_FUNCTION_STATE_FREE,
+	broker.Leased:      pb.FunctionState_FUNCTION_STATE_LEASED,
+	broker.Scrubbing:   pb.FunctionState_FUNCTION_STATE_SCRUBBING,
+	broker.Quarantined: pb.FunctionState_FUNCTION_STATE_QUARANTINED,
+}
+
+var shimWishes = map[pb.ShimWish]broker.ShimWish{
+	pb.ShimWish_SHIM_WISH_UNSPECIFIED: broker.ShimDefault,
+	pb.ShimWish_SHIM_WISH_REQUIRE:     broker.ShimRequire,
+	pb.ShimWish_SHIM_WISH_SKIP:        broker.ShimSkip,
+}
+
+// requestOf is the broker's request of an AcquireRequest.
+func requestOf(r *pb.AcquireRequest) broker.Request {
+	return broker.Request{
+		RequestID: r.RequestId,
+		Guest:     broker.GuestID(r.Guest),
+		PF:        r.Pf,
+		Function:  r.Function,
+		Owner:     r.Owner,
+		MAC:       r.Mac,
+		VLAN:      int(r.Vlan),
+		MaxRate:   int(r.MaxRateMbps),
+		Trust:     r.Trust,
+		Shim:      shimWishes[r.Shim],
+	}
+}
+
+func generationOf(g *pb.Generation) broker.Generation {
+	return broker.Generation{Epoch: g.GetEpoch(), Counter: g.GetCounter()}
+}
+
+// leaseProto is a lease as clients see it: not the plan, which is the host's business.
+func leaseProto(l broker.Lease) *pb.Lease {
+	out := &pb.Lease{
+		Id:          string(l.ID),
+		Generation:  &pb.Generation{Epoch: l.Generation.Epoch, Counter: l.Generation.Counter},
+		State:       leaseStates[l.State],
+		Guest:       string(l.Request.Guest),
+		Function:    l.Function.String(),
+		Address:     l.Addr.String(),
+		Slot:        string(l.Slot),
+		Owner:       l.Request.Owner,
+		Mac:         l.Plan.WantAttrs.MAC.String(),
+		Vlan:        int32(l.Request.VLAN),
+		Reason:      l.Reason,
+		Unsupported: l.Unsupported,
+		Target:      string(l.Target),
+	}
+	if !l.Created.IsZero() { // a dry run's lease never was
+		out.Created = timestamppb.New(l.Created)
+	}
+	for _, s := range l.Steps {
+		out.Steps = append(out.Steps, &pb.StepTime{Name: string(s.Name), Duration: durationpb.New(s.Duration)})
+	}
+	return out
+}
+
+func leaseProtos(leases []broker.Lease) []*pb.Lease {
+	out := make([]*pb.Lease, 0, len(leases))
+	for _, l := range leases {
+		out = append(out, leaseProto(l))
+	}
+	return out
+}
+
+func pfProto(p broker.PFView) *pb.PF {
+	out := &pb.PF{
+		Id:       p.ID,
+		Aliases:  p.Aliases,
+		Address:  p.Addr.String(),
+		Netdev:   p.Netdev,
+		Driver:   p.Driver,
+		TotalVfs: int32(p.TotalVFs),
+		NumVfs:   int32(p.NumVFs),
+		NumaNode: known(p.NUMANode),
+		Up:       p.Up,
+		Managed:  p.Managed,
+		Vfs:      make([]*pb.VF, 0, len(p.VFs)),
+	}
+	for _, v := range p.VFs {
+		out.Vfs = append(out.Vfs, vfProto(v))
+	}
+	return out
+}
+
+func vfProto(v broker.VFView) *pb.VF {
+	return &pb.VF{
+		Function:   v.ID.String(),
+		Index:      int32(v.Index),
+		Address:    v.Addr.String(),
+		Driver:     v.Driver,
+		IommuGroup: known(v.Group),
+		State:      functionStates[v.State],
+		Reason:     v.Reason,
+		LeaseId:    string(v.Lease),
+	}
+}
+
+// known is a number for which the host says −1 when there is none: absent, not zero.
+func known(n int) *int32 {
+	if n < 0 {
+		return nil
+	}
+	v := int32(n)
+	return &v
+}
+
+func leaseIDs(ids []broker.LeaseID) []string {
+	var out []string
+	for _, id := range ids {
+		out = append(out, string(id))
+	}
+	return out
+}

@@ -1,0 +1,148 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+
+	"vfbroker/broker"
+	pb "vfbroker/broker/brokerpb"
+)
+
+// service implements the API with the broker.
+type service struct {
+	pb.UnimplementedBrokerServer
+	broker   *broker.Broker
+	describe func(broker.PFView, *pb.PF)
+	readOnly string
+}
+
+// mutable says whether this daemon may change anything.
+func (s *service) mutable() error {
+	if s.readOnly != "" {
+		return fmt.Errorf("%s: %w", s.readOnly, broker.ErrUnsupported)
+	}
+	return nil
+}
+
+func (s *service) Inventory(ctx context.Context, r *pb.InventoryRequest) (*pb.InventoryResponse, error) {
+	caller, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	pfs, next, err := s.inventoryPage(caller, r)
+	if err != nil {
+		return nil, err
+	}
+	out := &pb.InventoryResponse{NextPageToken: next, Pfs: make([]*pb.PF, 0, len(pfs))}
+	for _, p := range pfs {
+		pf := pfProto(p)
+		s.describe(p, pf)
+		out.Pfs = append(out.Pfs, pf)
+	}
+	return out, nil
+}
+
+// maxPageVFs is about how many VFs one answer holds; a VF is some 150 bytes,
+// and a client takes 4 MiB by default.
+const maxPageVFs = 8192
+
+// inventoryPage is a page of the inventory, a shorter one than was asked for when its PFs have very many VFs.
+func (s *service) inventoryPage(c broker.Caller, r *pb.InventoryRequest) ([]broker.PFView, string, error) {
+	page := broker.Page{Size: int(r.PageSize), Token: r.PageToken}
+	for {
+		pfs, next, err := s.broker.Inventory(c, r.Pf, page)
+		vfs := 0
+		for _, p := range pfs {
+			vfs += len(p.VFs)
+		}
+		if err != nil || vfs <= maxPageVFs || len(pfs) == 1 {
+			return pfs, next, err
+		}
+		page.Size = len(pfs) / 2
+	}
+}
+
+func (s *service) Carve(ctx context.Context, r *pb.CarveRequest) (*pb.CarveResponse, error) {
+	caller, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !caller.Admin {
+		return nil, fmt.Errorf("carve %s: only root may, run as root or ask the administrator: %w", r.Pf, broker.ErrDenied)
+	}
+	if !r.DryRun {
+		if err := s.mutable(); err != nil {
+			return nil, err
+		}
+	}
+	got, err := s.broker.Carve(ctx, caller, broker.CarveRequest{RequestID: r.RequestId, PF: r.Pf, NumVFs: int(r.NumVfs), DryRun: r.DryRun})
+	if err != nil {
+		return nil, err
+	}
+	return &pb.CarveResponse{
+		Pf: got.PF, Before: int32(got.Before), After: int32(got.After),
+		Writes: got.Writes, Holders: leaseIDs(got.Holders),
+	}, nil
+}
+
+func (s *service) Acquire(ctx context.Context, r *pb.AcquireRequest) (*pb.AcquireResponse, error) {
+	caller, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	acquire := s.broker.Plan
+	if !r.DryRun {
+		if err := s.mutable(); err != nil {
+			return nil, err
+		}
+		acquire = s.broker.Acquire
+	}
+	lease, err := acquire(ctx, caller, requestOf(r))
+	if err != nil {
+		return nil, err
+	}
+	return &pb.AcquireResponse{Lease: leaseProto(lease)}, nil
+}
+
+func (s *service) Release(ctx context.Context, r *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
+	caller, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.mutable(); err != nil {
+		return nil, err
+	}
+	lease, err := s.broker.Release(ctx, caller, broker.ReleaseRequest{
+		RequestID: r.RequestId, LeaseID: broker.LeaseID(r.LeaseId), Generation: generationOf(r.Generation),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ReleaseResponse{Lease: leaseProto(lease)}, nil
+}
+
+func (s *service) GetLease(ctx context.Context, r *pb.GetLeaseRequest) (*pb.Lease, error) {
+	caller, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	lease, err := s.broker.Lease(caller, broker.LeaseID(r.LeaseId))
+	if err != nil {
+		return nil, err
+	}
+	return leaseProto(lease), nil
+}
+
+func (s *service) Leases(ctx context.Context, r *pb.LeasesRequest) (*pb.LeasesResponse, error) {
+	caller, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	leases, next, err := s.broker.Leases(caller,
+		broker.LeaseFilter{Guest: broker.GuestID(r.Guest), All: r.All},
+		broker.Page{Size: int(r.PageSize), Token: r.PageToken})
+	if err != nil {
+		return nil, err
+	}
+	return &pb.LeasesResponse{Leases: leaseProtos(leases), NextPageToken: next}, nil
+}

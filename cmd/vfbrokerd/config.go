@@ -1,0 +1,156 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"vfbroker/broker"
+)
+
+// config is the daemon's configuration file. A key that is not here is an error.
+type config struct {
+	Socket        string                 `yaml:"socket"`         // of the API
+	SocketGroup   string                 `yaml:"socket_group"`   // may connect beside root; "": nobody else
+	StateDir      string                 `yaml:"state_dir"`      // holds the journal
+	MetricsSocket string                 `yaml:"metrics_socket"` // HTTP; "": none
+	Log           logConfig              `yaml:"log"`
+	PFs           []pfConfig             `yaml:"pfs"`        // the allow-list: no other device is written to
+	Guests        map[string]guestConfig `yaml:"guests"`     // by id
+	GuestsDir     string                 `yaml:"guests_dir"` // one <id>.yaml for each further guest, read when it is asked for
+}
+
+type logConfig struct {
+	Format string `yaml:"format"` // text or json
+	Level  string `yaml:"level"`  // debug, info, warn or error
+}
+
+// pfConfig is the policy of one PF.
+type pfConfig struct {
+	PF     string `yaml:"pf"`      // identity ("mac:…"), alias, netdev or PCI address
+	VFs    *int   `yaml:"vfs"`     // carve at start; absent: leave as it is
+	MaxVFs int    `yaml:"max_vfs"` // 0: what the hardware offers
+	Trust  bool   `yaml:"trust"`   // requests may ask for a trusted VF
+}
+
+// guestConfig is what the administrator says of a guest.
+type guestConfig struct {
+	Target   broker.Target `yaml:"target"`
+	QMP      string        `yaml:"qmp"`       // path of the monitor's unix socket
+	CID      uint32        `yaml:"cid"`       // vsock context id; 0: none
+	OwnerUID int           `yaml:"owner_uid"` // the user that may lend to it, beside root
+	Shim     bool          `yaml:"shim"`      // readiness is asked of the guest's shim
+}
+
+func defaultConfig() config {
+	return config{
+		Socket:        "/run/vfbroker/vfbroker.sock",
+		StateDir:      "/var/lib/vfbroker",
+		MetricsSocket: "/run/vfbroker/metrics.sock",
+		Log:           logConfig{Format: "text", Level: "info"},
+	}
+}
+
+// parseConfig reads a configuration over the defaults. name is for errors,
+// which name the line.
+func parseConfig(r io.Reader, name string) (config, error) {
+	c := defaultConfig()
+	if err := decodeYAML(r, &c); err != nil {
+		return c, fmt.Errorf("read configuration %s: %w", name, err)
+	}
+	if err := c.check(); err != nil {
+		return c, fmt.Errorf("check configuration %s: %w", name, err)
+	}
+	return c, nil
+}
+
+// unknownKey is how the decoder words an unknown key; the type is no business of a reader.
+var unknownKey = regexp.MustCompile(`field (\S+) not found in type \S+`)
+
+// decodeYAML reads one document into v and refuses unknown keys and a second document. Nothing is a document, too.
+func decodeYAML(r io.Reader, v any) error {
+	d := yaml.NewDecoder(r)
+	d.KnownFields(true)
+	err := d.Decode(v)
+	var typed *yaml.TypeError
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil
+	case errors.As(err, &typed):
+		return errors.New(unknownKey.ReplaceAllString(strings.Join(typed.Errors, "; "), "unknown key $1"))
+	case err != nil:
+		return err
+	}
+	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return errors.New("holds more than one document")
+	}
+	return nil
+}
+
+// check says what is wrong with a configuration, all of it.
+func (c *config) check() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	for _, p := range []struct{ key, path string }{
+		{"socket", c.Socket}, {"state_dir", c.StateDir}, {"metrics_socket", c.MetricsSocket}, {"guests_dir", c.GuestsDir},
+	} {
+		optional := p.key == "metrics_socket" || p.key == "guests_dir"
+		if p.path == "" && optional {
+			continue
+		}
+		if !filepath.IsAbs(p.path) {
+			bad("%s: %q is not an absolute path", p.key, p.path)
+		}
+	}
+	if c.Socket != "" && c.Socket == c.MetricsSocket {
+		bad("metrics_socket: is the API's socket")
+	}
+	if !slices.Contains([]string{"text", "json"}, c.Log.Format) {
+		bad("log.format: %q, want text or json", c.Log.Format)
+	}
+	if _, err := c.Log.level(); err != nil {
+		bad("log.level: %q, want debug, info, warn or error", c.Log.Level)
+	}
+	seen := map[string]bool{}
+	for i, p := range c.PFs {
+		if err := p.check(seen); err != nil {
+			bad("pfs[%d]: %w", i, err)
+		}
+	}
+	return errors.Join(append(errs, c.checkGuests()...)...)
+}
+
+func (p pfConfig) check(seen map[string]bool) error {
+	switch {
+	case p.PF == "":
+		return errors.New("pf is missing: identity, netdev or PCI address")
+	case seen[p.PF]:
+		return fmt.Errorf("%s is there twice", p.PF)
+	case p.MaxVFs < 0 || p.MaxVFs > maxVFs:
+		return fmt.Errorf("max_vfs: %d, want 0 to %d", p.MaxVFs, maxVFs)
+	case p.VFs != nil && (*p.VFs < 0 || *p.VFs > maxVFs):
+		return fmt.Errorf("vfs: %d, want 0 to %d", *p.VFs, maxVFs)
+	case p.VFs != nil && p.MaxVFs > 0 && *p.VFs > p.MaxVFs:
+		return fmt.Errorf("vfs: %d is more than max_vfs, %d", *p.VFs, p.MaxVFs)
+	}
+	seen[p.PF] = true
+	return nil
+}
+
+// maxVFs is the most VFs that a PF can have: TotalVFs is 16 bits wide (PCIe SR-IOV capability).
+const maxVFs = 1<<16 - 1
+
+// policy is the broker's form of the allow-list.
+func (c *config) policy() broker.Policy {
+	var p broker.Policy
+	for _, pf := range c.PFs {
+		p.PFs = append(p.PFs, broker.PFPolicy{PF: pf.PF, VFs: pf.VFs, MaxVFs: pf.MaxVFs, Trust: pf.Trust})
+	}
+	return p
+}

@@ -1,0 +1,146 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"vfbroker/broker"
+)
+
+// guestID is what a guest may be called. It becomes a file's name in the guests
+// directory, so it holds no slash and does not begin with a dot.
+var guestID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// The least vsock context id of a guest; lower ones are reserved (vsock(7)).
+const minCID = 3
+
+func (g guestConfig) check() error {
+	switch {
+	case g.Target != broker.KVM:
+		return fmt.Errorf("target: %q, want %s", g.Target, broker.KVM)
+	case !filepath.IsAbs(g.QMP):
+		return fmt.Errorf("qmp: %q is not the absolute path of a monitor's socket", g.QMP)
+	case g.CID != 0 && g.CID < minCID:
+		return fmt.Errorf("cid: %d, want 0 (none) or %d and up", g.CID, minCID)
+	case g.Shim && g.CID == 0:
+		return errors.New("shim: needs a cid, through which the shim is reached")
+	case g.OwnerUID < 0:
+		return fmt.Errorf("owner_uid: %d, want 0 and up", g.OwnerUID)
+	}
+	return nil
+}
+
+// checkGuests says what is wrong with the guests, in the order of their ids.
+func (c *config) checkGuests() []error {
+	var errs []error
+	monitors, cids := map[string]string{}, map[uint32]string{}
+	for _, id := range slices.Sorted(maps.Keys(c.Guests)) {
+		g := c.Guests[id]
+		err := g.check()
+		switch {
+		case !guestID.MatchString(id):
+			err = errors.New("a guest's id has letters, digits, dots, dashes and underscores, at most 64, and begins with a letter or digit")
+		case err == nil && monitors[g.QMP] != "":
+			err = fmt.Errorf("qmp: %s is the monitor of guest %s", g.QMP, monitors[g.QMP])
+		case err == nil && g.CID != 0 && cids[g.CID] != "":
+			err = fmt.Errorf("cid: %d is that of guest %s", g.CID, cids[g.CID])
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("guests: %.64q: %w", id, err))
+		}
+		monitors[g.QMP], cids[g.CID] = id, id
+	}
+	return errs
+}
+
+// guest finds what is configured of a guest: in the file, else in the guests
+// directory, which is read each time so that a guest can be added without a restart.
+func (c *config) guest(id broker.GuestID) (broker.GuestConfig, error) {
+	g, ok := c.Guests[string(id)]
+	if !ok {
+		if c.GuestsDir == "" || !guestID.MatchString(string(id)) {
+			return broker.GuestConfig{}, fmt.Errorf("find guest %.64q: it is not configured, name it in the daemon's configuration: %w", id, broker.ErrNotFound)
+		}
+		var err error
+		if g, err = readGuest(c.GuestsDir, string(id)); err != nil {
+			return broker.GuestConfig{}, err
+		}
+	}
+	return broker.GuestConfig{ID: id, Target: g.Target, QMP: g.QMP, CID: g.CID, OwnerUID: g.OwnerUID, Shim: g.Shim}, nil
+}
+
+// readGuest reads dir/<id>.yaml. A file that another user could have written is not believed.
+func readGuest(dir, id string) (guestConfig, error) {
+	var g guestConfig
+	path := filepath.Join(dir, id+".yaml")
+	f, err := openTrusted(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return g, fmt.Errorf("find guest %q: there is no %s: %w", id, path, broker.ErrNotFound)
+	}
+	if err != nil {
+		return g, fmt.Errorf("read guest %q: %w: %w", id, err, broker.ErrUnavailable)
+	}
+	defer f.Close()
+	if err := decodeYAML(io.LimitReader(f, maxConfig), &g); err != nil {
+		return g, fmt.Errorf("read guest %q: %s: %w: %w", id, path, err, broker.ErrUnavailable)
+	}
+	if err := g.check(); err != nil {
+		return g, fmt.Errorf("read guest %q: %s: %w: %w", id, path, err, broker.ErrUnavailable)
+	}
+	return g, nil
+}
+
+// maxConfig is how many bytes of a configuration file are read.
+const maxConfig = 1 << 20
+
+// openTrusted opens a configuration file that only root, or the daemon's own user, can
+// have written: neither it nor its directory is another user's or writable by others.
+func openTrusted(path string) (*os.File, error) {
+	dir := filepath.Dir(path)
+	info, err := os.Stat(dir)
+	if err == nil {
+		err = trusted(dir, info)
+	}
+	if err != nil {
+		return nil, err
+	}
+	// Neither follow a link nor wait for a FIFO's writer.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err = f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file", path)
+	}
+	if err == nil {
+		err = trusted(path, info)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// trusted says whether only root and the daemon's own user can change a file.
+func trusted(path string, info fs.FileInfo) error {
+	owner := info.Sys().(*syscall.Stat_t).Uid
+	if owner != 0 && int(owner) != os.Geteuid() {
+		return fmt.Errorf("%s belongs to user %d, give it to root", path, owner)
+	}
+	if mode := info.Mode().Perm(); mode&0o022 != 0 {
+		return fmt.Errorf("%s can be written by others (mode %04o), chmod go-w it", path, mode)
+	}
+	return nil
+}

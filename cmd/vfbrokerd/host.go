@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os/exec"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vfbroker/broker"
+	pb "vfbroker/broker/brokerpb"
+	"vfbroker/broker/kvm"
+	"vfbroker/sriov"
+	"vfbroker/sriov/sysfs"
+)
+
+// host is what the broker is given of the host.
+type host struct {
+	fs          sysfs.FS
+	attributes  sriov.Attributes
+	hypervisors map[broker.Target]broker.Hypervisor
+	uevents     <-chan sysfs.Uevent
+	describe    func(broker.PFView, *pb.PF)
+	readOnly    string // why nothing may be changed; "": it may
+}
+
+// openHost opens the host whose file tree is at root.
+func openHost(ctx context.Context, root string, c *config, log *slog.Logger) (host, error) {
+	fs, err := sysfs.Open(root)
+	if err != nil {
+		return host{}, fmt.Errorf("open host: %w", err)
+	}
+	if !sysfs.IsHost(fs) {
+		why := fmt.Sprintf("%s is a fixture and not this host, on which nothing is changed", root)
+		log.Warn("serving a fixture", "root", root)
+		return host{fs: readOnly{fs, why}, attributes: noAttributes{why}, describe: func(broker.PFView, *pb.PF) {}, readOnly: why}, nil
+	}
+	attributes, err := sriov.NewNetlink()
+	if err != nil {
+		return host{}, fmt.Errorf("open host: %w", err)
+	}
+	uevents, err := sysfs.Watch(ctx)
+	if err != nil {
+		return host{}, fmt.Errorf("open host: %w", err)
+	}
+	loadVFIO(ctx, fs, log)
+	return host{
+		fs:          fs,
+		attributes:  attributes,
+		hypervisors: map[broker.Target]broker.Hypervisor{broker.KVM: kvm.New(fs, c.guest, log)},
+		uevents:     uevents,
+		describe:    describer{fs, log}.describe,
+	}, nil
+}
+
+// loadVFIO loads vfio-pci where it is a module that nobody has loaded yet.
+// Without it a lease fails and names the remedy, so it is no reason not to start.
+func loadVFIO(ctx context.Context, fs sysfs.FS, log *slog.Logger) {
+	if there, err := sysfs.Exists(fs, "/sys/bus/pci/drivers/vfio-pci"); there || err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, "modprobe", "vfio-pci").CombinedOutput(); err != nil {
+		log.Warn("load vfio-pci: no guest can be lent a function until it is loaded", "err", err, "output", string(out))
+	}
+}
+
+// readOnly is a fixture's tree.
+type readOnly struct {
+	sysfs.FS
+	why string
+}
+
+// Write implements sysfs.FS.
+func (r readOnly) Write(name, _ string) error {
+	return fmt.Errorf("write %s: %s: %w", name, r.why, unix.EROFS)
+}
+
+// Chown implements sysfs.FS.
+func (r readOnly) Chown(name string, _, _ int) error {
+	return fmt.Errorf("chown %s: %s: %w", name, r.why, unix.EROFS)
+}
+
+// noAttributes are a fixture's: the kernel's are those of this host.
+type noAttributes struct{ why string }
+
+var _ sriov.Attributes = noAttributes{}
+
+// VFs implements sriov.Attributes.
+func (n noAttributes) VFs(_ context.Context, pf sriov.PF) ([]sriov.VFAttrs, error) {
+	return nil, fmt.Errorf("read VF attributes of %s: %s: %w", pf.Addr, n.why, unix.EROFS)
+}
+
+// Set implements sriov.Attributes.
+func (n noAttributes) Set(_ context.Context, pf sriov.PF, vf int, _ sriov.VFAttrs) ([]string, error) {
+	return nil, fmt.Errorf("set attributes of VF %d of %s: %s: %w", vf, pf.Addr, n.why, unix.EROFS)
+}

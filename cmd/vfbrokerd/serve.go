@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+
+	"vfbroker/broker"
+	"vfbroker/broker/rpc"
+)
+
+// drainTime is how long calls under way may take when the daemon ends.
+const drainTime = 10 * time.Second
+
+// serve runs the daemon until ctx ends. Nothing of the host is touched before
+// it is certain that no other daemon serves the socket; and the socket does not answer before the journal and the
+// host agree.
+func serve(ctx context.Context, c config, root string, log *slog.Logger) error {
+	given, err := systemdSockets()
+	if err != nil {
+		return err
+	}
+	defer given.close()
+	lock, err := claim(c, given)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	m := newMetrics()
+	h, err := openHost(ctx, root, &c, log)
+	if err != nil {
+		return err
+	}
+	store, err := openJournal(c.StateDir)
+	if err != nil {
+		return err
+	}
+	defer closing(store.Close, log, "close journal")
+	b, err := broker.Open(ctx, broker.Options{
+		FS: h.fs, Attributes: h.attributes, Store: store, Hypervisors: h.hypervisors, Guests: c.guest,
+		Policy: c.policy(), Uevents: h.uevents, Log: log, OnStep: m.onStep,
+	})
+	if err != nil {
+		return fmt.Errorf("start broker: %w", err)
+	}
+	defer b.Close()
+	m.broker.Store(b)
+	sockets, err := given.complete(c)
+	if err != nil {
+		return err
+	}
+	defer sockets.close()
+	api := rpc.NewServer(rpc.Options{Broker: b, Log: log, OnCall: m.onCall, Describe: h.describe, ReadOnly: h.readOnly})
+	return answer(ctx, sockets, api, m, log)
+}
+
+// answer serves until ctx ends or a socket fails.
+func answer(ctx context.Context, s sockets, api *rpc.Server, m *metrics, log *slog.Logger) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, l := range s.api {
+		g.Go(func() error { return api.Serve(l) })
+	}
+	for _, l := range s.metrics {
+		g.Go(func() error { return m.serve(ctx, l, log) })
+	}
+	g.Go(func() error {
+		<-ctx.Done()
+		notify(log, daemon.SdNotifyStopping)
+		log.Info("stopping", "wait", drainTime)
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+		defer cancel()
+		api.Stop(drain)
+		return nil
+	})
+	notify(log, daemon.SdNotifyReady)
+	log.Info("serving", "socket", s.api[0].Addr().String())
+	return g.Wait()
+}
+
+// sockets are what the daemon listens on.
+type sockets struct {
+	api, metrics []net.Listener
+}
+
+// systemdSockets are those that systemd hands over (systemd.socket(5);
+// FileDescriptorName=metrics for that one).
+func systemdSockets() (s sockets, err error) {
+	given, err := activation.ListenersWithNames()
+	if err != nil {
+		return s, fmt.Errorf("take systemd's sockets: %w", err)
+	}
+	for name, listeners := range given {
+		for _, l := range listeners {
+			unix, ok := l.(*net.UnixListener)
+			if !ok {
+				return s, fmt.Errorf("take systemd's socket %s: it is not a unix socket of type stream", name)
+			}
+			unix.SetUnlinkOnClose(false)
+			if name == "metrics" {
+				s.metrics = append(s.metrics, l)
+			} else {
+				s.api = append(s.api, l)
+			}
+		}
+	}
+	return s, nil
+}
+
+// claim locks the API's socket, and sees to it that what systemd did not give can be made later.
+func claim(c config, given sockets) (*os.File, error) {
+	lock, err := lockSocket(c.Socket)
+	if err != nil {
+		return nil, err
+	}
+	if _, err = groupID(c.SocketGroup); err == nil && len(given.api) == 0 {
+		err = removeStale(c.Socket)
+	}
+	if err == nil && len(given.metrics) == 0 && c.MetricsSocket != "" {
+		err = removeStale(c.MetricsSocket)
+	}
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return lock, nil
+}
+
+// complete makes the sockets that systemd did not give.
+func (s sockets) complete(c config) (sockets, error) {
+	for _, want := range []struct {
+		list *[]net.Listener
+		path string
+	}{{&s.api, c.Socket}, {&s.metrics, c.MetricsSocket}} {
+		if len(*want.list) > 0 || want.path == "" {
+			continue
+		}
+		l, err := listen(want.path, c.SocketGroup)
+		if err != nil {
+			s.close()
+			return s, err
+		}
+		*want.list = append(*want.list, l)
+	}
+	return s, nil
+}
+
+// close closes what is still open; closing removes the socket's file, but for systemd's.
+func (s sockets) close() {
+	for _, l := range append(s.api, s.metrics...) {
+		_ = l.Close() // closed already, but on the way out of a failed start
+	}
+}
+
+// openJournal opens the journal in dir, which it makes if need be.
+func openJournal(dir string) (broker.Store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open journal: %w", err)
+	}
+	store, err := broker.OpenJournal(filepath.Join(dir, "journal.db"))
+	if errors.Is(err, broker.ErrConflict) {
+		return nil, fmt.Errorf("%w: %w", errHeld, err)
+	}
+	return store, err
+}
+
+// errHeld says that another daemon holds the journal.
+var errHeld = errors.New("start vfbrokerd")
+
+// notify tells systemd, where it started us and wants to know (sd_notify(3)).
+func notify(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("notify systemd", "state", state, "err", err)
+	}
+}
+
+// closing logs an error that is too late to be returned.
+func closing(close func() error, log *slog.Logger, what string) {
+	if err := close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		log.Warn(what, "err", err)
+	}
+}
