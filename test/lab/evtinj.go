@@ -9,32 +9,42 @@ import (
 	"slices"
 )
 
-// ErrNoInjectionSite means that a QEMU binary does not have the one
-// instruction that PatchEventInjection replaces; it is left alone.
+// ErrNoInjectionSite means that a QEMU binary does not have the instructions
+// that PatchEventInjection replaces, each exactly once; it is left alone.
 var ErrNoInjectionSite = errors.New("interrupt injection code not recognised")
 
 const (
-	vmrunSymbol   = "helper_vmrun"
-	hardirqSymbol = "do_interrupt_x86_hardirq"
-	storeLen      = 6  // 89 /r disp32: exception_index = vector
-	clearLen      = 10 // c7 /0 disp32, imm32: exception_is_int = 0
-	nextEIPLen    = 11 // 48 c7 /0 disp32, imm32: exception_next_eip = -1
-	callWindow    = 48 // bytes behind these in which the interrupt is delivered
+	vmrunSymbol     = "helper_vmrun"
+	hardirqSymbol   = "do_interrupt_x86_hardirq"
+	interruptSymbol = "do_interrupt_all"
+	storeSymbol     = "x86_stl_phys"
+
+	storeLen   = 6  // 89 /r disp32: exception_index = vector
+	clearLen   = 10 // c7 /0 disp32, imm32: exception_is_int = 0
+	nextEIPLen = 11 // 48 c7 /0 disp32, imm32: exception_next_eip = -1
+	maskLen    = 6  // 81 /4 imm32: event_inj &= ~SVM_EVTINJ_VALID
+	callWindow = 48 // bytes behind these in which the call is found
 )
 
-// PatchEventInjection returns a copy of an x86-64 qemu-system-x86_64 binary in
-// which VMRUN no longer leaves an injected interrupt's vector behind in
-// exception_index.
+// PatchEventInjection returns a copy of an x86-64 qemu-system-x86_64 binary
+// with two corrections of how its SVM emulation delivers events to a guest.
+// Both sites are found by symbol and by shape and replaced in place; unless
+// each is found exactly once the result is ErrNoInjectionSite.
 //
-// QEMU's helper_vmrun (target/i386/tcg/system/svm_helper.c), for an event of
-// type SVM_EVTINJ_TYPE_INTR, stores the vector there, delivers the interrupt
-// by do_interrupt_x86_hardirq at once, and never clears it. If the next thing
-// that ends the execution loop is an exit request and not an exception, the
-// vector is delivered again, whatever the guest's interrupt flag says. With
-// -icount that happens to every nested guest within seconds.
+// helper_vmrun (target/i386/tcg/system/svm_helper.c), for an event of type
+// SVM_EVTINJ_TYPE_INTR, stores the vector in exception_index, delivers the
+// interrupt by do_interrupt_x86_hardirq at once, and never clears the index.
+// If the next thing that ends the execution loop is an exit request and not an
+// exception, the vector is delivered again, whatever the guest's interrupt
+// flag says. With -icount that happens to every nested guest within seconds.
+// The store becomes a NOP.
 //
-// The store is found by symbol and by shape, and replaced by a NOP of the same
-// length. Anything but exactly one match is ErrNoInjectionSite.
+// do_interrupt_all (target/i386/tcg/seg_helper.c), after an event was
+// delivered, clears only the valid bit of the VMCB's event_inj, and do_vmexit
+// copies the rest, with the type of the last exception, to exit_int_info.
+// KVM since Linux 6.14 looks at the type alone, takes an emulated MMIO access
+// for one in the middle of an event's delivery, and ends the guest with
+// KVM_INTERNAL_ERROR_DELIVERY_EV. The mask becomes 0, so nothing stays behind.
 func PatchEventInjection(binaryFile []byte) ([]byte, error) {
 	f, err := elf.NewFile(bytes.NewReader(binaryFile))
 	if err != nil {
@@ -43,29 +53,52 @@ func PatchEventInjection(binaryFile []byte) ([]byte, error) {
 	if f.Machine != elf.EM_X86_64 || f.Class != elf.ELFCLASS64 {
 		return nil, fmt.Errorf("%w: machine %v, not x86-64", ErrNoInjectionSite, f.Machine)
 	}
-	vmrun, err := dynamicFunction(f, vmrunSymbol)
+	symbols, err := f.DynamicSymbols()
 	if err != nil {
-		return nil, err
-	}
-	hardirq, err := dynamicFunction(f, hardirqSymbol)
-	if err != nil {
-		return nil, err
-	}
-	offset, err := fileOffset(f, vmrun.Value, vmrun.Size)
-	if err != nil {
-		return nil, err
-	}
-	if offset+vmrun.Size > uint64(len(binaryFile)) {
-		return nil, fmt.Errorf("%w: %s lies outside the file", ErrNoInjectionSite, vmrunSymbol)
-	}
-	code := binaryFile[offset : offset+vmrun.Size]
-	sites := injectionSites(code, vmrun.Value, hardirq.Value)
-	if len(sites) != 1 {
-		return nil, fmt.Errorf("%w: %d matches in %s, want 1", ErrNoInjectionSite, len(sites), vmrunSymbol)
+		return nil, fmt.Errorf("%w: no dynamic symbols: %w", ErrNoInjectionSite, err)
 	}
 	patched := slices.Clone(binaryFile)
-	copy(patched[offset+uint64(sites[0]):], []byte{0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00})
+	for _, c := range []struct {
+		in, calls   string
+		find        func(code []byte, base, target uint64) []int
+		at          int
+		replacement []byte
+	}{
+		{vmrunSymbol, hardirqSymbol, injectionSites, 0, []byte{0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00}},
+		{interruptSymbol, storeSymbol, maskSites, 2, []byte{0, 0, 0, 0}},
+	} {
+		function, err := dynamicFunction(symbols, c.in)
+		if err != nil {
+			return nil, err
+		}
+		called, err := dynamicFunction(symbols, c.calls)
+		if err != nil {
+			return nil, err
+		}
+		offset, err := fileOffset(f, function.Value, function.Size, uint64(len(binaryFile)))
+		if err != nil {
+			return nil, err
+		}
+		sites := c.find(binaryFile[offset:offset+function.Size], function.Value, called.Value)
+		if len(sites) != 1 {
+			return nil, fmt.Errorf("%w: %d matches in %s, want 1", ErrNoInjectionSite, len(sites), c.in)
+		}
+		copy(patched[offset+uint64(sites[0]+c.at):], c.replacement)
+	}
 	return patched, nil
+}
+
+// maskSites returns the offsets in code of every "and register, 0x7fffffff"
+// whose result is soon stored by a call of, or a jump to, store.
+func maskSites(code []byte, base, store uint64) []int {
+	var sites []int
+	for i := 0; i+maskLen <= len(code); i++ {
+		if code[i] == 0x81 && code[i+1]&0xf8 == 0xe0 && binary.LittleEndian.Uint32(code[i+2:]) == 0x7fffffff &&
+			callsWithin(code, i+maskLen, base, store) {
+			sites = append(sites, i)
+		}
+	}
+	return sites
 }
 
 // injectionSites returns the offsets in code, which starts at address base, of
@@ -96,11 +129,11 @@ func plainDisp32(modrm byte) bool {
 	return modrm>>6 == 2 && modrm&7 != 4
 }
 
-// callsWithin tells whether a near call to target follows at from, within
-// callWindow bytes.
+// callsWithin tells whether a near call of target, or jump to it, follows at
+// from, within callWindow bytes.
 func callsWithin(code []byte, from int, base, target uint64) bool {
 	for i := from; i+5 <= len(code) && i <= from+callWindow; i++ {
-		if code[i] != 0xe8 {
+		if code[i] != 0xe8 && code[i] != 0xe9 {
 			continue
 		}
 		rel := int32(binary.LittleEndian.Uint32(code[i+1:]))
@@ -111,11 +144,7 @@ func callsWithin(code []byte, from int, base, target uint64) bool {
 	return false
 }
 
-func dynamicFunction(f *elf.File, name string) (elf.Symbol, error) {
-	symbols, err := f.DynamicSymbols()
-	if err != nil {
-		return elf.Symbol{}, fmt.Errorf("%w: no dynamic symbols: %w", ErrNoInjectionSite, err)
-	}
+func dynamicFunction(symbols []elf.Symbol, name string) (elf.Symbol, error) {
 	for _, s := range symbols {
 		if s.Name == name && elf.ST_TYPE(s.Info) == elf.STT_FUNC && s.Section != elf.SHN_UNDEF {
 			return s, nil
@@ -124,12 +153,18 @@ func dynamicFunction(f *elf.File, name string) (elf.Symbol, error) {
 	return elf.Symbol{}, fmt.Errorf("%w: no symbol %s", ErrNoInjectionSite, name)
 }
 
-// fileOffset finds where size bytes at a virtual address are in the file.
-func fileOffset(f *elf.File, addr, size uint64) (uint64, error) {
+// fileOffset finds where size bytes at a virtual address are in a file of the
+// given length.
+func fileOffset(f *elf.File, addr, size, length uint64) (uint64, error) {
 	for _, p := range f.Progs {
-		if p.Type == elf.PT_LOAD && addr >= p.Vaddr && addr-p.Vaddr <= p.Filesz && size <= p.Filesz-(addr-p.Vaddr) {
-			return p.Off + (addr - p.Vaddr), nil
+		if p.Type != elf.PT_LOAD || addr < p.Vaddr || addr-p.Vaddr > p.Filesz || size > p.Filesz-(addr-p.Vaddr) {
+			continue
 		}
+		offset := p.Off + (addr - p.Vaddr)
+		if offset < p.Off || offset > length || size > length-offset {
+			break
+		}
+		return offset, nil
 	}
-	return 0, fmt.Errorf("%w: address %#x is in no segment", ErrNoInjectionSite, addr)
+	return 0, fmt.Errorf("%w: address %#x is not in the file", ErrNoInjectionSite, addr)
 }

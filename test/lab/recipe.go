@@ -41,14 +41,14 @@ func DefaultRecipe() Recipe {
 		Packages: []string{
 			"busybox-static", "e2fsprogs", "ethtool", "ibverbs-providers", "ibverbs-utils", "iproute2",
 			"iputils-ping", "kmod", "pci.ids", "pciutils", "perftest", "procps", "qemu-system-x86",
-			"rdma-core", "rdmacm-utils", "sockperf", "strace", "xz-utils",
+			"rdma-core", "rdmacm-utils", "socat", "sockperf", "strace", "xz-utils",
 		},
 		Kernels: []KernelSource{
 			{Name: KernelStable, Suite: "trixie"},
 			{Name: KernelBackports, Suite: "trixie-backports"},
 		},
 		InitrdModules: []string{"9p", "9pnet_virtio", "overlay"},
-		Format:        1,
+		Format:        2,
 	}
 }
 

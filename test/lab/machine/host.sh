@@ -100,11 +100,12 @@ pump2=$!
 setsid /lab/run.sh </dev/null >/run/vflab/stdout 2>/run/vflab/stderr 9>&- &
 wait $!
 echo "exit $?" >&9
-# What the command left running holds the pipes open: end it, then drain.
+# What the command left running holds the pipes open: end it, then drain. A
+# kernel thread has no exe.
 for dir in /proc/[0-9]*; do
 	case ${dir#/proc/} in
 	1 | "$pump1" | "$pump2") ;;
-	*) [ -s "$dir/cmdline" ] && kill -KILL "${dir#/proc/}" 2>/dev/null ;;
+	*) [ -e "$dir/exe" ] && kill -KILL "${dir#/proc/}" 2>/dev/null ;;
 	esac
 done
 wait "$pump1" "$pump2"
