@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vfbroker/sriov"
+	"vfbroker/sriov/sysfs"
 )
 
 // Acquire lends a function to a guest. It returns when the guest holds it (and,
@@ -82,8 +85,20 @@ func (b *Broker) granted(ctx context.Context, e *entry, err error) (Lease, error
 		return Lease{}, fmt.Errorf("acquire for request id %s: %w: the broker is stopping; ask again with the same id", e.body.RequestID, ErrUnavailable)
 	}
 	b.mu.Lock()
+	waiting, granted := e.waiting, e.lease.Granted
+	b.mu.Unlock()
+	if !granted {
+		// The error comes when all is taken back, or as soon as that has to wait.
+		select {
+		case <-e.closed:
+		case <-waiting:
+		case <-ctx.Done():
+		case <-b.ctx.Done():
+		}
+	}
+	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !e.lease.Granted {
+	if !granted {
 		return e.lease, fmt.Errorf("acquire a function for guest %s: %w", e.lease.Guest.ID, e.err)
 	}
 	return e.lease, nil
@@ -203,6 +218,9 @@ func (b *Broker) fill(ctx context.Context, l *Lease, id FunctionID) error {
 		return err
 	}
 	l.Function, l.PFAddr = id, pf.Addr
+	if err := b.checkUp(pf, id); err != nil {
+		return err
+	}
 	vf, err := sriov.ReadVF(b.fs, pf, id.Index)
 	if err != nil {
 		return fmt.Errorf("read function %s: %w: %w: %w", id, ErrUnavailable, errChanged, err)
@@ -227,4 +245,19 @@ func (b *Broker) fill(ctx context.Context, l *Lease, id FunctionID) error {
 		err = nil
 	}
 	return err
+}
+
+// checkUp reads whether the PF's interface is up: that changes without a kernel event.
+func (b *Broker) checkUp(pf sriov.PF, id FunctionID) error {
+	if pf.Netdev == "" {
+		return nil
+	}
+	flags, err := sysfs.ReadHex(b.fs, "/sys/class/net/"+pf.Netdev+"/flags")
+	if err == nil && flags&unix.IFF_UP != 0 {
+		return nil
+	}
+	b.mu.Lock()
+	b.inv.byID[id.PF].pf.Up = false
+	b.mu.Unlock()
+	return fmt.Errorf("PF %s: %w: %w: its interface %s is not up", id.PF, ErrUnavailable, errChanged, pf.Netdev)
 }

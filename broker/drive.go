@@ -105,6 +105,9 @@ func (d *driver) act(l Lease, s StepName, effect func(context.Context, *Lease, S
 		}
 	}
 	*d.o.at(s) = seen
+	if s == StepBind {
+		d.b.refreshFunction(l.Function) // our own write: no need to wait for its event
+	}
 	d.spent = append(d.spent, StepTime{s, took})
 	d.b.onStep(s, took)
 	d.b.mu.Lock()
@@ -127,7 +130,7 @@ func (d *driver) wait(l Lease, a action) {
 	b := d.b
 	seen := d.o.at(a.step)
 	b.mu.Lock()
-	d.e.err = a.err
+	d.e.stuck = a.err
 	closeOnce(d.e.waiting)
 	d.e.waiting = make(chan struct{})
 	b.mu.Unlock()

@@ -13,6 +13,7 @@ type inventory struct {
 	pfs    []*pfState // by address
 	byID   map[string]*pfState
 	byAddr map[pci.Addr]functionRef // PFs and VFs
+	reads  uint64                   // looks at the host that were begun
 }
 
 // functionRef points at a PF (index −1) or one of its VFs.
@@ -42,6 +43,8 @@ type vfState struct {
 	vf     sriov.VF
 	record FunctionRecord
 	lease  LeaseID
+	gone   bool          // it could not be read when it was last looked at
+	read   uint64        // which look at the host vf is from: an older one that ends later does not count
 	state  FunctionState // Free, Leased, Scrubbing, or Quarantined
 }
 
@@ -77,7 +80,8 @@ func (inv *inventory) function(id FunctionID) (*pfState, *vfState) {
 }
 
 // update takes over what was read of a PF. Records and leases of its VFs stay.
-func (inv *inventory) update(pf sriov.PF, record PFRecord, policy *PFPolicy, functions map[FunctionID]FunctionRecord) {
+// read is the look that pf is from.
+func (inv *inventory) update(read uint64, pf sriov.PF, record PFRecord, policy *PFPolicy, functions map[FunctionID]FunctionRecord) {
 	p := inv.byID[record.ID]
 	if p == nil {
 		p = &pfState{writing: make(chan struct{}, 1)}
@@ -102,10 +106,21 @@ func (inv *inventory) update(pf sriov.PF, record PFRecord, policy *PFPolicy, fun
 				v.state = Quarantined
 			}
 		}
-		v.vf = vf
+		v.see(read, vf)
 	}
 	slices.SortFunc(inv.pfs, func(a, b *pfState) int { return a.pf.Addr.Compare(b.pf.Addr) })
 	inv.index()
+}
+
+// see takes over what a look at the host saw of a VF.
+func (v *vfState) see(read uint64, vf sriov.VF) {
+	if read < v.read {
+		return
+	}
+	v.read, v.gone = read, vf.Addr.IsZero()
+	if !v.gone {
+		v.vf = vf
+	}
 }
 
 // missing notes the PFs that a full look at the host did not find.

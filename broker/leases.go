@@ -20,7 +20,8 @@ type entry struct {
 	settled chan struct{} // closed when the lease is active, or ended
 	closed  chan struct{} // closed when the lease has ended
 	waiting chan struct{} // closed and made anew each time a release has to wait for the guest
-	err     error         // why the grant failed, or why the release waits
+	err     error         // why the grant failed
+	stuck   error         // why the release waits; nil while a guest that was asked takes its time
 	wake    chan struct{} // capacity 1: look again
 	driven  bool          // a goroutine drives it
 	refusal bool          // the guest refused the last unplug

@@ -117,7 +117,7 @@ func placeOn(p *pfState, r Request) (int, error) {
 		switch {
 		case err == nil:
 			return i, nil
-		case errors.Is(err, ErrQuarantined):
+		case errors.Is(err, ErrQuarantined), errors.Is(err, ErrNotFound):
 			bad++
 		case errors.Is(err, ErrDenied):
 			foreign++
@@ -128,7 +128,7 @@ func placeOn(p *pfState, r Request) (int, error) {
 	if len(p.vfs) == 0 {
 		return 0, fmt.Errorf("PF %s: %w: it has no VFs; carve it: vfbroker carve %s --vfs N (up to %d)", p.id(), ErrNoCapacity, p.id(), p.pf.TotalVFs)
 	}
-	return 0, fmt.Errorf("PF %s: %w: of its %d VFs %d are lent or being scrubbed, %d quarantined, %d bound to a driver by others; release a lease or carve more (up to %d): vfbroker carve %s --vfs N",
+	return 0, fmt.Errorf("PF %s: %w: of its %d VFs %d are lent or being scrubbed, %d quarantined or gone, %d bound to a driver by others; release a lease or carve more (up to %d): vfbroker carve %s --vfs N",
 		p.id(), ErrNoCapacity, len(p.vfs), held, bad, foreign, p.pf.TotalVFs, p.id())
 }
 
@@ -173,6 +173,8 @@ func lendable(p *pfState, i int) error {
 		return fmt.Errorf("function %s: %w: %s", id, ErrQuarantined, v.record.Quarantined)
 	case v.lease != "":
 		return fmt.Errorf("function %s: %w: lease %s holds it", id, ErrNoCapacity, v.lease)
+	case v.gone:
+		return fmt.Errorf("function %s (%s): %w: it has gone from the host; carve its PF anew, or rescan the bus", id, v.vf.Addr, ErrNotFound)
 	case v.vf.Driver != "":
 		// Nobody but a lease of ours binds a function that we lend.
 		return fmt.Errorf("function %s (%s): %w: it is bound to %s, and not by a lease; unbind it: echo %s > /sys/bus/pci/drivers/%s/unbind",

@@ -120,6 +120,7 @@ func (b *Broker) remember() known {
 }
 
 func (b *Broker) discoverKnown(ctx context.Context, k known) error {
+	read := b.beginRead()
 	pfs, err := sriov.Discover(ctx, b.fs)
 	if err != nil && len(pfs) == 0 {
 		return fmt.Errorf("discover functions: %w: %w", ErrUnavailable, err)
@@ -129,7 +130,7 @@ func (b *Broker) discoverKnown(ctx context.Context, k known) error {
 	}
 	seen := map[string]bool{}
 	for _, pf := range pfs {
-		id, err := b.takeOver(ctx, pf, k)
+		id, err := b.takeOver(ctx, read, pf, k)
 		if err != nil {
 			return err
 		}
@@ -142,7 +143,7 @@ func (b *Broker) discoverKnown(ctx context.Context, k known) error {
 }
 
 // takeOver puts what was read of a PF into the inventory, under the name that it was learned by.
-func (b *Broker) takeOver(ctx context.Context, pf sriov.PF, k known) (string, error) {
+func (b *Broker) takeOver(ctx context.Context, read uint64, pf sriov.PF, k known) (string, error) {
 	record, changed := nameOf(pf, k.pfs)
 	if changed {
 		if err := b.store.Commit(ctx, Batch{PFs: []PFRecord{record}}); err != nil {
@@ -151,7 +152,7 @@ func (b *Broker) takeOver(ctx context.Context, pf sriov.PF, k known) (string, er
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.inv.update(pf, record, b.policyOf(pf, record), k.functions)
+	b.inv.update(read, pf, record, b.policyOf(pf, record), k.functions)
 	return record.ID, nil
 }
 
@@ -175,6 +176,7 @@ func (b *Broker) readPF(addr string) error {
 		}
 	}
 	b.mu.Unlock()
+	read := b.beginRead()
 	pf, err := readPFAt(b.fs, addr)
 	switch {
 	case sysfs.IsNotExist(err) && was != nil:
@@ -187,7 +189,7 @@ func (b *Broker) readPF(addr string) error {
 	case err != nil:
 		return err
 	}
-	_, err = b.takeOver(b.ctx, pf, b.remember())
+	_, err = b.takeOver(b.ctx, read, pf, b.remember())
 	return err
 }
 

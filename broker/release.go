@@ -38,6 +38,7 @@ func (b *Broker) Release(ctx context.Context, c Caller, r ReleaseRequest) (Lease
 	if l.State == Releasing {
 		b.mu.Lock()
 		waiting := e.waiting
+		e.stuck = nil
 		b.mu.Unlock()
 		b.start(e, false)
 		return b.released(ctx, e, waiting)
@@ -53,7 +54,7 @@ func (b *Broker) released(ctx context.Context, e *entry, waiting <-chan struct{}
 			return b.copyOf(e), nil
 		case <-waiting:
 			b.mu.Lock()
-			l, err := e.lease, e.err
+			l, err := e.lease, e.stuck
 			waiting = e.waiting
 			b.mu.Unlock()
 			// A guest that was only asked takes its time; any other wait is told.

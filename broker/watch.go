@@ -9,7 +9,6 @@ import (
 func (b *Broker) watchGuests(target Target, events <-chan Event) {
 	for ev := range events {
 		for _, e := range b.concerned(target, ev) {
-			e.nudge()
 			b.start(e, false)
 		}
 	}
@@ -80,14 +79,24 @@ func (b *Broker) refreshFunction(id FunctionID) error {
 	if err != nil {
 		return err
 	}
+	read := b.beginRead()
 	vf, err := sriov.ReadVF(b.fs, pf, id.Index)
 	if err != nil {
-		return b.readPF(pf.Addr.String())
+		err = b.readPF(pf.Addr.String())
+		read = b.beginRead() // a PF's list may still name a VF that is gone
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if _, v := b.inv.function(id); v != nil {
-		v.vf = vf
+		v.see(read, vf)
 	}
-	return nil
+	return err
+}
+
+// beginRead numbers a look at the host.
+func (b *Broker) beginRead() uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.inv.reads++
+	return b.inv.reads
 }
