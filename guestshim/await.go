@@ -18,6 +18,13 @@ type observer struct {
 	setUp func(ifindex int) error
 }
 
+// Await waits until this machine's device with the identity has driver and
+// link, or ctx ends: an *Error with NotReady then says what was missing. It sleeps until
+// the kernel tells of a change.
+func Await(ctx context.Context, fs sysfs.FS, id Identity) (Report, error) {
+	return observer{fs: fs, watch: watch, setUp: setUp}.await(ctx, id)
+}
+
 // await waits until the device is ready. It subscribes before it looks, so
 // that no change falls between the two, and looks again only when told.
 func (o observer) await(ctx context.Context, id Identity) (Report, error) {

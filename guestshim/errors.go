@@ -32,7 +32,7 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	return fmt.Sprintf("shim says %s: %s", printable(string(e.Code), 32), printable(e.Text, 512))
+	return fmt.Sprintf("%s (%s)", printable(e.Text, 512), printable(string(e.Code), 32))
 }
 
 // Unwrap makes the code match.
