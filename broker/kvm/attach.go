@@ -16,7 +16,7 @@ import (
 
 // Attach hot-plugs a function into a free root port of the guest.
 func (h *Hypervisor) Attach(ctx context.Context, g broker.Guest, f broker.Function, lease broker.LeaseID) (broker.Slot, error) {
-	slot := broker.Slot(slotPrefix + string(lease))
+	slot := broker.SlotOf(lease)
 	err := h.use(ctx, g.ID, func(s *session) error {
 		if s.proc.incarnation() != g.Incarnation {
 			return fmt.Errorf("attach %s to guest %s: %w: the guest was restarted since (now process %d)", f.Addr, g.ID, broker.ErrConflict, s.proc.pid)
@@ -118,10 +118,7 @@ func (s *session) explainRefusal(f broker.Function, err error) error {
 // Detach asks the guest to let go of a slot. While QEMU says that the guest is
 // still busy with the port, it asks again until the context ends.
 func (h *Hypervisor) Detach(ctx context.Context, g broker.Guest, slot broker.Slot) error {
-	return h.use(ctx, g.ID, func(s *session) error {
-		if s.proc.incarnation() != g.Incarnation {
-			return s.restarted(g)
-		}
+	return h.useThis(ctx, g, func(s *session) error {
 		pending := h.track(s, slot, func(*slotState) {}).asked
 		return sysfs.Wait(ctx, func() (bool, error) {
 			err := s.mon.call(ctx, "device_del", map[string]any{"id": slot}, nil)
@@ -157,10 +154,7 @@ func guestBusy(err error) bool {
 // id of its own has its QOM path as slot.
 func (h *Hypervisor) Attached(ctx context.Context, g broker.Guest) ([]broker.Attachment, error) {
 	var list []broker.Attachment
-	err := h.use(ctx, g.ID, func(s *session) error {
-		if s.proc.incarnation() != g.Incarnation {
-			return s.restarted(g)
-		}
+	err := h.useThis(ctx, g, func(s *session) error {
 		for known := false; !known; {
 			before := h.deletions(s)
 			var err error
@@ -175,10 +169,6 @@ func (h *Hypervisor) Attached(ctx context.Context, g broker.Guest) ([]broker.Att
 		return nil, err
 	}
 	return list, nil
-}
-
-func (s *session) restarted(g broker.Guest) error {
-	return fmt.Errorf("guest %s: %w: incarnation %s has ended (now process %d)", g.ID, broker.ErrNotFound, g.Incarnation, s.proc.pid)
 }
 
 // functions lists the vfio-pci devices of the guest.

@@ -19,6 +19,7 @@ import (
 	"github.com/mdlayher/vsock"
 
 	"vfbroker/broker"
+	"vfbroker/guestshim"
 	"vfbroker/sriov/sysfs"
 )
 
@@ -36,14 +37,15 @@ type Hypervisor struct {
 // driver is what must hold a function before QEMU can open it.
 const driver = "vfio-pci"
 
-// shimPort is the vsock port of the guest's shim.
-const shimPort = 1023
-
 var _ broker.Hypervisor = (*Hypervisor)(nil)
 
 // New returns the KVM guests of the host whose tree is fs. The guests function
 // is the configuration; its error for an unknown guest should be broker.ErrNotFound.
+// No log: nothing is logged.
 func New(fs sysfs.FS, guests func(broker.GuestID) (broker.GuestConfig, error), log *slog.Logger) *Hypervisor {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	return &Hypervisor{fs: fs, guests: guests, log: log, events: newHub(), lines: map[broker.GuestID]*line{}}
 }
 
@@ -106,7 +108,7 @@ func (h *Hypervisor) Dial(ctx context.Context, g broker.Guest) (net.Conn, error)
 	if cfg.CID == 0 {
 		return nil, fmt.Errorf("dial shim of guest %s: %w: no vsock cid is configured for it", g.ID, broker.ErrUnsupported)
 	}
-	conn, err := vsock.DialContext(ctx, cfg.CID, shimPort, nil)
+	conn, err := vsock.DialContext(ctx, cfg.CID, guestshim.Port, nil)
 	if err != nil {
 		return nil, fmt.Errorf("dial shim of guest %s: %w: %w: is vfshim running in it?", g.ID, broker.ErrGuestNotReady, err)
 	}

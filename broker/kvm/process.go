@@ -2,13 +2,13 @@ package kvm
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math"
 	"net"
 	"os"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -46,7 +46,7 @@ func peerPID(conn *net.UnixConn) (int, error) {
 		return 0, fmt.Errorf("SO_PEERCRED: %w", credErr)
 	}
 	if cred.Pid <= 0 {
-		return 0, fmt.Errorf("SO_PEERCRED: the listening process is in a PID namespace that is not visible here")
+		return 0, errors.New("SO_PEERCRED: the listening process is in a PID namespace that is not visible here")
 	}
 	return int(cred.Pid), nil
 }
@@ -54,13 +54,9 @@ func peerPID(conn *net.UnixConn) (int, error) {
 // readProcess reads what /proc tells of a process (proc(5)).
 func readProcess(fs sysfs.FS, pid int) (process, error) {
 	dir := "/proc/" + strconv.Itoa(pid)
-	stat, err := fs.ReadFile(dir + "/stat")
+	st, err := readStat(fs, pid)
 	if err != nil {
 		return process{}, err
-	}
-	start, err := parseStat(stat)
-	if err != nil {
-		return process{}, fmt.Errorf("parse %s/stat: %w", dir, err)
 	}
 	status, err := fs.ReadFile(dir + "/status")
 	if err != nil {
@@ -70,22 +66,63 @@ func readProcess(fs sysfs.FS, pid int) (process, error) {
 	if err != nil {
 		return process{}, fmt.Errorf("parse %s/status: %w", dir, err)
 	}
-	p.pid, p.start = pid, start
+	p.pid, p.start = pid, st.start
 	return p, nil
 }
 
-// parseStat returns the start time, field 22 of /proc/<pid>/stat. The second
-// field is the program's name in parentheses and may hold anything.
-func parseStat(data []byte) (start uint64, err error) {
+// stat is what /proc/<pid>/stat tells.
+type stat struct {
+	start uint64 // clock ticks after the host's boot
+	ended bool   // a zombie without threads: all that it had open is closed
+}
+
+func readStat(fs sysfs.FS, pid int) (stat, error) {
+	name := "/proc/" + strconv.Itoa(pid) + "/stat"
+	data, err := fs.ReadFile(name)
+	if err != nil {
+		return stat{}, err
+	}
+	st, err := parseStat(data)
+	if err != nil {
+		return stat{}, fmt.Errorf("parse %s: %w", name, err)
+	}
+	return st, nil
+}
+
+// parseStat takes state, threads and start time (fields 3, 20 and 22) out of
+// /proc/<pid>/stat. The second field is the program's name in parentheses and may hold anything.
+func parseStat(data []byte) (stat, error) {
 	end := bytes.LastIndexByte(data, ')')
 	if end < 0 {
-		return 0, fmt.Errorf("no program name")
+		return stat{}, errors.New("no program name")
 	}
 	fields := strings.Fields(string(data[end+1:])) // from field 3 on
 	if len(fields) < 20 {
-		return 0, fmt.Errorf("%d fields after the program name, want at least 20", len(fields))
+		return stat{}, fmt.Errorf("%d fields after the program name, want at least 20", len(fields))
 	}
-	return strconv.ParseUint(fields[19], 10, 64)
+	threads, err := strconv.Atoi(fields[17])
+	if err != nil {
+		return stat{}, fmt.Errorf("threads: %w", err)
+	}
+	start, err := strconv.ParseUint(fields[19], 10, 64)
+	if err != nil {
+		return stat{}, fmt.Errorf("start time: %w", err)
+	}
+	return stat{start: start, ended: (fields[0] == "Z" || fields[0] == "X") && threads <= 1}, nil
+}
+
+// lives says whether the process of an incarnation has not wholly ended. One
+// that ends keeps its functions open until the kernel has reset them.
+func lives(fs sysfs.FS, incarnation string) (pid int, alive bool, err error) {
+	var start uint64
+	if _, err := fmt.Sscanf(incarnation, "%d-%d", &pid, &start); err != nil {
+		return 0, false, fmt.Errorf("parse incarnation %.40q: %w", incarnation, err)
+	}
+	st, err := readStat(fs, pid)
+	if sysfs.IsNotExist(err) || errors.Is(err, unix.ESRCH) {
+		return pid, false, nil
+	}
+	return pid, err == nil && st.start == start && !st.ended, err
 }
 
 // parseStatus takes the file system user and group and the effective
@@ -112,7 +149,7 @@ func parseStatus(data []byte) (process, error) {
 		}
 	}
 	if p.uid < 0 || p.gid < 0 || !caps {
-		return process{}, fmt.Errorf("Uid, Gid or CapEff is missing")
+		return process{}, errors.New("Uid, Gid or CapEff is missing")
 	}
 	return p, nil
 }
@@ -134,7 +171,7 @@ func parseLockLimit(data []byte) (uint64, error) {
 		}
 		return strconv.ParseUint(fields[0], 10, 64)
 	}
-	return 0, fmt.Errorf("no line for locked memory")
+	return 0, errors.New("no line for locked memory")
 }
 
 // openPIDFD opens a handle of a process, by which its end is seen without
@@ -148,11 +185,8 @@ func openPIDFD(pid int) (*os.File, error) {
 }
 
 // waitExit waits until the process behind a pidfd has ended, all its threads
-// included, so that its VFIO descriptors are closed; false if that takes longer than limit.
-func waitExit(pidfd *os.File, limit time.Duration) bool {
-	if pidfd.SetReadDeadline(time.Now().Add(limit)) != nil {
-		return false
-	}
+// included, so that its VFIO descriptors are closed; false if the wait was cancelled.
+func waitExit(pidfd *os.File) bool {
 	raw, err := pidfd.SyscallConn()
 	if err != nil {
 		return false

@@ -15,10 +15,6 @@ import (
 	"vfbroker/broker"
 )
 
-// exitWait is how long QEMU may take to end after its monitor's connection
-// ended. Closing a function resets it, which takes 100 ms and more.
-const exitWait = 30 * time.Second
-
 // line is the way to one guest. It exists while a method uses it or the guest
 // holds a slot of ours: then its session stays connected, so that events arrive. A QMP socket
 // serves one client, so otherwise it is left free.
@@ -27,6 +23,7 @@ type line struct {
 	dialing chan struct{} // capacity 1: held by who connects
 	users   int           // methods at work; guarded by Hypervisor.mu
 	session *session      // nil: not connected; guarded by Hypervisor.mu
+	ending  *session      // lost, and its process may be ending; guarded by Hypervisor.mu
 }
 
 // session is one connection to the monitor of one incarnation of a guest.
@@ -41,8 +38,8 @@ type session struct {
 	slots   map[broker.Slot]*slotState // ours; guarded by Hypervisor.mu
 	deleted int                        // how many slots were; guarded by Hypervisor.mu
 
-	over chan struct{} // closed when gone is known, after the connection ended
-	gone bool          // the process ended
+	over chan struct{} // closed when it is known what became of the process
+	gone bool          // it ended; valid once over
 }
 
 // slotState is what is known of a slot of ours.
@@ -72,6 +69,27 @@ func (h *Hypervisor) use(ctx context.Context, id broker.GuestID, do func(*sessio
 	return s.explain(ctx, do(s))
 }
 
+// useThis is use for one incarnation of a guest. ErrNotFound: its process has
+// ended. That nobody listens on its socket proves nothing: the file may have been removed.
+func (h *Hypervisor) useThis(ctx context.Context, g broker.Guest, do func(*session) error) error {
+	err := h.use(ctx, g.ID, func(s *session) error {
+		if s.proc.incarnation() != g.Incarnation {
+			return fmt.Errorf("guest %s: %w: incarnation %s has ended (now process %d)", g.ID, broker.ErrNotFound, g.Incarnation, s.proc.pid)
+		}
+		return do(s)
+	})
+	if !errors.Is(err, broker.ErrNotFound) {
+		return err
+	}
+	switch pid, alive, lookErr := lives(h.fs, g.Incarnation); {
+	case lookErr != nil:
+		return fmt.Errorf("guest %s: %w: see whether it still runs: %w", g.ID, broker.ErrUnavailable, lookErr)
+	case alive:
+		return fmt.Errorf("guest %s: %w: its QEMU (process %d) has not ended: %v", g.ID, broker.ErrGuestNotReady, pid, err) // %v: one class only
+	}
+	return err
+}
+
 func (h *Hypervisor) enter(id broker.GuestID) *line {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -93,7 +111,7 @@ func (h *Hypervisor) leave(l *line) {
 
 // settle hangs up and forgets a line that nobody needs. h.mu is held.
 func (h *Hypervisor) settle(l *line) {
-	if l.users > 0 || l.session != nil && len(l.session.slots) > 0 {
+	if l.users > 0 || l.ending != nil || l.session != nil && len(l.session.slots) > 0 {
 		return
 	}
 	if l.session != nil {
@@ -127,6 +145,9 @@ func (h *Hypervisor) connect(ctx context.Context, l *line, path string) (*sessio
 	h.mu.Lock()
 	if old := l.session; old != nil {
 		old.mon.close()
+	}
+	if l.ending != nil && l.ending.proc == s.proc {
+		l.ending.pidfd.SetReadDeadline(time.Unix(1, 0)) // it did not end: the wait is over
 	}
 	l.session = s
 	h.mu.Unlock()
@@ -262,33 +283,44 @@ func (h *Hypervisor) onEvent(l *line, s *session, event string, data json.RawMes
 	}
 }
 
-// onEnd is the reader's last act: it finds out whether the guest is gone, and tells.
+// onEnd is the reader's last act: it tells that events were lost, and waits
+// until the process has ended, or another session shows that it goes on. Closing a
+// function resets it, so this can take seconds.
 func (h *Hypervisor) onEnd(l *line, s *session, cause error) {
 	defer s.pidfd.Close()
-	h.mu.Lock()
-	held := len(s.slots) > 0
-	clear(s.slots)
-	h.mu.Unlock()
-
 	var protocol *protocolError
 	hungUp := errors.Is(cause, net.ErrClosed)
-	if !hungUp && !errors.As(cause, &protocol) {
-		s.gone = waitExit(s.pidfd, exitWait)
+
+	h.mu.Lock()
+	held := len(s.slots) > 0 && !hungUp
+	clear(s.slots)
+	if l.session == s {
+		l.session = nil
+	}
+	goesOn := l.session != nil && l.session.proc == s.proc
+	wait := !hungUp && !errors.As(cause, &protocol) && !goesOn
+	if wait {
+		l.ending = s
+	}
+	h.mu.Unlock()
+
+	if held {
+		h.log.Warn("monitor lost while the guest holds functions", "guest", s.guest, "monitor", s.path, "cause", cause)
+		h.events.publish(broker.Event{Kind: broker.EventLost, Guest: s.guest})
+	}
+	if wait {
+		s.gone = waitExit(s.pidfd)
 	}
 	close(s.over)
 
 	h.mu.Lock()
-	if l.session == s {
-		l.session = nil
+	if l.ending == s {
+		l.ending = nil
 	}
 	h.settle(l)
 	h.mu.Unlock()
-	switch {
-	case s.gone:
+	if s.gone {
 		h.events.publish(broker.Event{Kind: broker.EventGuestGone, Guest: s.guest})
-	case held:
-		h.log.Warn("monitor lost while the guest holds functions", "guest", s.guest, "monitor", s.path, "cause", cause)
-		h.events.publish(broker.Event{Kind: broker.EventLost, Guest: s.guest})
 	}
 }
 

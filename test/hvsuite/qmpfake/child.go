@@ -1,0 +1,111 @@
+package qmpfake
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// childVariable tells a copy of the test binary that it is the guest's process.
+const childVariable = "VFBROKER_QMPFAKE_CHILD"
+
+// Main is the guest's process when the test binary was started as one: it
+// listens on descriptor 3 until its parent is gone. Otherwise it returns at once.
+func Main() {
+	spec := os.Getenv(childVariable)
+	if spec == "" {
+		return
+	}
+	if err := childMain(spec); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func childMain(spec string) error {
+	var uid int
+	var limit uint64
+	if _, err := fmt.Sscanf(spec, "%d %d", &uid, &limit); err != nil {
+		return err
+	}
+	if limit > 0 {
+		if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: limit, Max: limit}); err != nil {
+			return fmt.Errorf("setrlimit: %w", err)
+		}
+	}
+	// QEMU listens with this backlog (chardev/char-socket.c), and drops its privileges after that.
+	if err := unix.Listen(3, 1); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	if uid > 0 {
+		if err := errors.Join(syscall.Setgroups(nil), syscall.Setresgid(uid, uid, uid), syscall.Setresuid(uid, uid, uid)); err != nil {
+			return fmt.Errorf("become user %d: %w", uid, err)
+		}
+	}
+	fmt.Println("ready")
+	_, err := io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+// child is a guest's process.
+type child struct {
+	cmd      *exec.Cmd
+	stdin    io.Closer
+	listener net.Listener
+}
+
+// startChild makes the socket and a process that listens on it.
+func startChild(cfg Config) (*child, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	socket := os.NewFile(uintptr(fd), cfg.Path)
+	defer socket.Close()
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: cfg.Path}); err != nil {
+		return nil, fmt.Errorf("bind %s: %w", cfg.Path, err)
+	}
+	cmd := exec.Command("/proc/self/exe", "-test.run=^$")
+	cmd.Env = append(os.Environ(), childVariable+"="+strconv.Itoa(cfg.UID)+" "+strconv.FormatUint(cfg.LockLimit, 10))
+	cmd.ExtraFiles = []*os.File{socket}
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	c := &child{cmd: cmd, stdin: stdin}
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if line == "ready\n" {
+		c.listener, err = net.FileListener(socket)
+	} else if err == nil || errors.Is(err, io.EOF) {
+		err = fmt.Errorf("the guest's process says %q: does TestMain call qmpfake.Main?", line)
+	}
+	if err != nil {
+		c.end()
+		return nil, err
+	}
+	return c, nil
+}
+
+// end kills the process and waits for it.
+func (c *child) end() {
+	c.stdin.Close()
+	_ = c.cmd.Process.Kill()
+	_ = c.cmd.Wait()
+}
