@@ -65,7 +65,7 @@ func fixtureSize(t *testing.T, seed uint64, size int, p50, exits float64) Size {
 				Counts: map[string]int64{"exits": 12, "irq_injections": 3}},
 		}
 	}
-	s, err := NewSize(size, 100, blocks)
+	s, err := NewSize(size, 0, blocks)
 	if err != nil {
 		t.Fatal(err)
 	}

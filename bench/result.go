@@ -164,8 +164,9 @@ type Block struct {
 // Usage is what the host spent in a span of time.
 type Usage struct {
 	Span   time.Duration            `json:"span_ns"`
-	CPU    map[string]time.Duration `json:"cpu_ns"` // by bucket
-	Counts map[string]int64         `json:"counts"` // by event
+	CPU    map[string]time.Duration `json:"cpu_ns"`          // by bucket
+	Counts map[string]int64         `json:"counts"`          // by event
+	Notes  []string                 `json:"notes,omitempty"` // why something is unknown
 }
 
 // Lease is the loan of the direct path's VF.

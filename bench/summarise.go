@@ -56,7 +56,7 @@ func NewSize(bytes, warmup int, blocks []Measured) (Size, error) {
 	}
 	s.Histogram = string(encoded)
 	s.Latency = newLatency(s.Blocks)
-	s.Costs = newCosts(s.Blocks)
+	s.Costs = newCosts(s.Blocks, warmup)
 	return s, nil
 }
 
@@ -93,21 +93,21 @@ func newLatency(blocks []Block) Latency {
 	return l
 }
 
-// newCosts divides what every block used by its messages. A bucket or event
-// that one block lacks is unknown, and left out.
-func newCosts(blocks []Block) []Cost {
+// newCosts divides what every block used by its messages, those of the warm-up
+// too. A bucket or event that one block lacks is unknown, and left out.
+func newCosts(blocks []Block, warmup int) []Cost {
 	if len(blocks) == 0 {
 		return nil
 	}
 	var costs []Cost
 	for _, name := range slices.Sorted(maps.Keys(blocks[0].Gross.CPU)) {
-		costs = appendCost(costs, blocks, name, UnitCPU, func(u Usage) (float64, bool) {
+		costs = appendCost(costs, blocks, warmup, name, UnitCPU, func(u Usage) (float64, bool) {
 			v, ok := u.CPU[name]
 			return float64(v), ok
 		})
 	}
 	for _, name := range slices.Sorted(maps.Keys(blocks[0].Gross.Counts)) {
-		costs = appendCost(costs, blocks, name, UnitCount, func(u Usage) (float64, bool) {
+		costs = appendCost(costs, blocks, warmup, name, UnitCount, func(u Usage) (float64, bool) {
 			v, ok := u.Counts[name]
 			return float64(v), ok
 		})
@@ -115,7 +115,7 @@ func newCosts(blocks []Block) []Cost {
 	return costs
 }
 
-func appendCost(costs []Cost, blocks []Block, name, unit string, of func(Usage) (float64, bool)) []Cost {
+func appendCost(costs []Cost, blocks []Block, warmup int, name, unit string, of func(Usage) (float64, bool)) []Cost {
 	var gross, idle, net []float64
 	for _, b := range blocks {
 		g, knownG := of(b.Gross)
@@ -125,7 +125,7 @@ func appendCost(costs []Cost, blocks []Block, name, unit string, of func(Usage) 
 		}
 		// The idle block is as long as the other, but for the time it takes to notice its end.
 		i *= float64(b.Gross.Span) / float64(b.Idle.Span)
-		messages := float64(b.Rounds + b.Lost)
+		messages := float64(b.Rounds + b.Lost + warmup)
 		gross = append(gross, g/messages)
 		idle = append(idle, i/messages)
 		net = append(net, (g-i)/messages)

@@ -20,6 +20,8 @@ import (
 
 	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
+
+	"vfbroker/guestshim"
 )
 
 // Config is a throw-away guest. The zero value of a field is its default.
@@ -205,9 +207,6 @@ func (g *Guest) awaitShim(ctx context.Context) error {
 	}
 }
 
-// shimPort is where the shim listens.
-const shimPort = 1023
-
 var errGone = errors.New("guest is gone")
 
 // lastWords is the end of what QEMU and the guest's kernel said.
@@ -288,4 +287,4 @@ func (g *Guest) PID() int { return g.cmd.Process.Pid }
 func (g *Guest) Args() []string { return g.cmd.Args }
 
 // DialShim connects to the guest's shim.
-func (g *Guest) DialShim() (net.Conn, error) { return vsock.Dial(g.cfg.CID, shimPort, nil) }
+func (g *Guest) DialShim() (net.Conn, error) { return vsock.Dial(g.cfg.CID, guestshim.Port, nil) }

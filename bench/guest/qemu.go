@@ -26,7 +26,7 @@ const firstFile = 3
 // qemuArgs is QEMU's command line. The tap and vhost are inherited files 3 and 4.
 func qemuArgs(cfg Config, dir string) []string {
 	args := []string{
-		"-name", cfg.ID, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+		"-name", cfg.ID + ",debug-threads=on", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-M", "q35", "-accel", "kvm", "-cpu", "host",
 		"-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMiB),
 		"-kernel", cfg.Kernel, "-initrd", filepath.Join(dir, initrdFile),

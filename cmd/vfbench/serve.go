@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/spf13/cobra"
+
+	"vfbroker/guestshim"
+	"vfbroker/guestshim/pingpong"
+	"vfbroker/sriov/sysfs"
+)
+
+// ready is the line by which a started end says that it is ready.
+const ready = "ready"
+
+func newServe() *cobra.Command {
+	return &cobra.Command{
+		Use:   "serve ADDRESS:PORT",
+		Short: "be the far end: send every UDP datagram back",
+		Long: `Answers the rounds of vfbench run or vfshim from another host, or from a network
+namespace: ip netns exec NAME vfbench serve ADDRESS:PORT. It says "ready" when it listens.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			addr, err := netip.ParseAddrPort(args[0])
+			if err != nil {
+				return fmt.Errorf("%w: %w", errUsage, err)
+			}
+			server, err := pingpong.Listen(addr)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), ready)
+			return server.Serve(cmd.Context())
+		},
+	}
+}
+
+// newClient is the native path's end: the same client as in a guest, on a socket.
+func newClient() *cobra.Command {
+	return &cobra.Command{
+		Use:    "client SOCKET",
+		Short:  "be the near end of the native path",
+		Hidden: true,
+		Args:   cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			fs, err := sysfs.Open("/")
+			if err != nil {
+				return err
+			}
+			ln, err := new(net.ListenConfig).Listen(context.WithoutCancel(cmd.Context()), "unix", args[0])
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), ready)
+			return guestshim.Serve(cmd.Context(), ln, guestshim.ServerConfig{FS: fs, Bench: true})
+		},
+	}
+}
