@@ -61,11 +61,7 @@ func (m *monitor) negotiate(ctx context.Context) error {
 
 // greet waits for the greeting, until greetingWait or the context's end.
 func (m *monitor) greet(ctx context.Context) error {
-	deadline := time.Now().Add(greetingWait)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
-	}
-	if err := m.conn.SetReadDeadline(deadline); err != nil {
+	if err := m.conn.SetReadDeadline(time.Now().Add(greetingWait)); err != nil {
 		return err
 	}
 	interrupted := make(chan struct{})
