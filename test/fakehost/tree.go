@@ -86,6 +86,7 @@ func (h *Host) walk(name string, follow bool) (*node, string, error) {
 	if !path.IsAbs(name) {
 		return nil, "", syscall.EINVAL
 	}
+	follow = follow || strings.HasSuffix(name, "/")
 	stack, names := []*node{h.root}, []string{""}
 	rest := strings.Split(strings.Trim(name, "/"), "/")
 	for links := 0; len(rest) > 0; {

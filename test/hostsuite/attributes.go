@@ -1,0 +1,212 @@
+package hostsuite
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"vfbroker/iommu"
+	"vfbroker/sriov"
+	"vfbroker/sriov/pci"
+	"vfbroker/sriov/sysfs"
+)
+
+// wanted are values that differ from the defaults in every attribute.
+func (h *host) wanted() sriov.VFAttrs {
+	want := sriov.VFAttrs{
+		MAC: testMAC(1), VLAN: new(100), QoS: new(3), MinRate: new(0), MaxRate: new(100),
+		SpoofChk: new(false), Trust: new(true), LinkState: new(2),
+	}
+	if h.MinRate {
+		want.MinRate = new(10)
+	}
+	return want
+}
+
+func (h *host) set(vf int, want sriov.VFAttrs) (unsupported []string) {
+	h.t.Helper()
+	unsupported, err := h.Attributes.Set(h.ctx(), h.pf(), vf, want)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return unsupported
+}
+
+func (h *host) attrs() []sriov.VFAttrs {
+	h.t.Helper()
+	all, err := h.Attributes.VFs(h.ctx(), h.pf())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return all
+}
+
+func testAttributes(t *testing.T, h *host) {
+	h.carve(3)
+	if !h.IsNetPF {
+		if _, err := h.Attributes.VFs(h.ctx(), h.pf()); !errors.Is(err, sriov.ErrNoNetdev) {
+			t.Errorf("attributes of a PF without interface: %v, want ErrNoNetdev", err)
+		}
+		if _, err := h.Attributes.Set(h.ctx(), h.pf(), 0, h.wanted()); !errors.Is(err, sriov.ErrNoNetdev) {
+			t.Errorf("set attributes of a PF without interface: %v, want ErrNoNetdev", err)
+		}
+		return
+	}
+	for i := range 3 { // the defaults, written: a driver's own may differ
+		h.sameNames(h.set(i, sriov.DefaultAttrs()))
+	}
+	fresh := h.attrs()
+	if len(fresh) != 3 {
+		t.Fatalf("attributes of %d VFs, want 3", len(fresh))
+	}
+	for i, got := range fresh {
+		if differ := sriov.DefaultAttrs().Diff(got, h.Unsupported...); len(differ) > 0 {
+			t.Errorf("VF %d after setting the defaults differs in %q: %s", i, differ, cmp.Diff(sriov.DefaultAttrs(), got))
+		}
+	}
+	h.sameNames(h.set(1, h.wanted()))
+	after := h.attrs()
+	if differ := h.wanted().Diff(after[1], h.Unsupported...); len(differ) > 0 {
+		t.Errorf("VF 1 differs in %q (-want +got):\n%s", differ, cmp.Diff(h.wanted(), after[1]))
+	}
+	for _, i := range []int{0, 2} {
+		if diff := cmp.Diff(fresh[i], after[i]); diff != "" {
+			t.Errorf("setting VF 1 changed VF %d (-before +after):\n%s", i, diff)
+		}
+	}
+	h.set(1, sriov.DefaultAttrs())
+	if diff := cmp.Diff(fresh, h.attrs()); diff != "" {
+		t.Errorf("back at the defaults (-before +after):\n%s", diff)
+	}
+}
+
+// sameNames checks which attributes were reported as not supported.
+func (h *host) sameNames(unsupported []string) {
+	h.t.Helper()
+	got, want := slices.Sorted(slices.Values(unsupported)), slices.Sorted(slices.Values(h.Unsupported))
+	if diff := cmp.Diff(want, got); diff != "" {
+		h.t.Errorf("not supported (-want +got):\n%s", diff)
+	}
+}
+
+// testAttributeLimits: what a driver refuses is an error, and changes nothing.
+func testAttributeLimits(t *testing.T, h *host) {
+	h.carve(2)
+	pf := h.pf()
+	if !h.IsNetPF {
+		return // testAttributes has the refusal
+	}
+	h.set(0, sriov.DefaultAttrs())
+	before := h.attrs()
+	for _, tt := range []struct {
+		name string
+		attr string
+		vf   int
+		want sriov.VFAttrs
+	}{
+		{"VF that is not there", sriov.AttrMAC, 2, sriov.VFAttrs{MAC: testMAC(1)}},
+		{"multicast address", sriov.AttrMAC, 0, sriov.VFAttrs{MAC: net.HardwareAddr{1, 0, 0x5e, 0, 0, 1}}},
+		{"VLAN over 12 bits", sriov.AttrVLAN, 0, sriov.VFAttrs{VLAN: new(4096)}},
+		{"QoS over 3 bits", sriov.AttrQoS, 0, sriov.VFAttrs{VLAN: new(1), QoS: new(8)}},
+		{"minimum over maximum", sriov.AttrMinRate, 0, sriov.VFAttrs{MinRate: new(200), MaxRate: new(100)}},
+		{"link state that does not exist", sriov.AttrLinkState, 0, sriov.VFAttrs{LinkState: new(9)}},
+	} {
+		unsupported, err := h.Attributes.Set(h.ctx(), pf, tt.vf, tt.want)
+		switch {
+		case h.supports(tt.attr) && err == nil:
+			t.Errorf("%s: no error, %q not supported", tt.name, unsupported)
+		case h.supports(tt.attr) && !strings.Contains(err.Error(), h.PF.String()):
+			t.Errorf("%s: %v does not name the PF", tt.name, err)
+		case !h.supports(tt.attr) && (err != nil || !slices.Contains(unsupported, tt.attr)):
+			t.Errorf("%s: %v, %q not supported, want %s", tt.name, err, unsupported, tt.attr)
+		}
+	}
+	if diff := cmp.Diff(before, h.attrs()); diff != "" {
+		t.Errorf("refused values changed something (-before +after):\n%s", diff)
+	}
+	ctx, cancel := context.WithCancel(h.ctx())
+	cancel()
+	if _, err := h.Attributes.VFs(ctx, pf); !errors.Is(err, context.Canceled) {
+		t.Errorf("read with an ended context: %v", err)
+	}
+	if _, err := h.Attributes.Set(ctx, pf, 0, h.wanted()); !errors.Is(err, context.Canceled) {
+		t.Errorf("set with an ended context: %v", err)
+	}
+}
+
+// testOwnAddress: a VF's driver takes the address that the PF gave, and makes
+// one up without it, which the PF's list then shows.
+func testOwnAddress(t *testing.T, h *host) {
+	vfs := h.carve(2)
+	if !h.IsNetPF || !h.supports(sriov.AttrMAC) {
+		return // testAttributes has the refusal
+	}
+	h.set(0, sriov.VFAttrs{MAC: testMAC(7)})
+	h.bind(vfs[0], h.VFDriver)
+	h.bind(vfs[1], h.VFDriver)
+	if got := h.address(vfs[0].Addr); got != testMAC(7).String() {
+		t.Errorf("VF 0 has address %s, want %s from its PF", got, testMAC(7))
+	}
+	made := h.address(vfs[1].Addr)
+	all := h.attrs()
+	if got := all[0].MAC.String(); got != testMAC(7).String() {
+		t.Errorf("the PF says that VF 0 has %s, want %s", got, testMAC(7))
+	}
+	if got := all[1].MAC.String(); got != made || got == (net.HardwareAddr{0, 0, 0, 0, 0, 0}).String() {
+		t.Errorf("the PF says that VF 1 has %s, want %s, which its driver made up", got, made)
+	}
+	if err := iommu.Unbind(h.ctx(), h.FS, vfs[1].Addr); err != nil {
+		t.Fatal(err)
+	}
+	h.set(1, sriov.VFAttrs{MAC: make(net.HardwareAddr, 6)})
+	if got := h.attrs()[1].MAC; !slices.Equal(got, make(net.HardwareAddr, 6)) {
+		t.Errorf("VF 1 has %s after its address was taken back", got)
+	}
+}
+
+// address is that of the interface of a VF, once it is there.
+func (h *host) address(vf pci.Addr) (mac string) {
+	h.t.Helper()
+	h.await("an interface of "+vf.String(), func() (bool, error) {
+		names, err := h.FS.ReadDir(vf.Dir() + "/net")
+		if errors.Is(err, fs.ErrNotExist) || err == nil && len(names) == 0 {
+			return false, nil
+		}
+		if err == nil {
+			mac, err = sysfs.ReadString(h.FS, vf.Dir()+"/net/"+names[0]+"/address")
+		}
+		return err == nil, err
+	})
+	return mac
+}
+
+// testPFDown: VFs can be carved and bound while the PF is down, and a driver
+// that needs the link for a rate says so.
+func testPFDown(t *testing.T, h *host) {
+	if !h.IsNetPF {
+		if pf := h.pf(); pf.Up || pf.Netdev != "" {
+			t.Errorf("PF without interface: %+v", pf)
+		}
+		return
+	}
+	h.SetUp(t, false)
+	defer h.SetUp(t, true)
+	if h.pf().Up {
+		t.Error("the PF reads as up")
+	}
+	vfs := h.carve(2)
+	h.bind(vfs[0], iommu.VFIO)
+	h.sameNames(h.set(0, sriov.DefaultAttrs()))
+	if !h.supports(sriov.AttrMaxRate) {
+		return
+	}
+	if _, err := h.Attributes.Set(h.ctx(), h.pf(), 0, sriov.VFAttrs{MaxRate: new(100)}); (err != nil) != h.RateNeedsUp {
+		t.Errorf("set a rate on a PF that is down: %v", err)
+	}
+}

@@ -1,0 +1,283 @@
+package hostsuite
+
+import (
+	"errors"
+	"io/fs"
+	"strconv"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"vfbroker/iommu"
+	"vfbroker/sriov"
+	"vfbroker/sriov/pci"
+	"vfbroker/sriov/sysfs"
+)
+
+func testDiscovery(t *testing.T, h *host) {
+	h.carve(3)
+	found, err := sriov.Discover(h.ctx(), h.FS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pf *sriov.PF
+	for i := range found {
+		if found[i].Addr == h.PF {
+			pf = &found[i]
+		}
+		if i > 0 && found[i-1].Addr.Compare(found[i].Addr) >= 0 {
+			t.Errorf("PF %s comes after %s", found[i].Addr, found[i-1].Addr)
+		}
+	}
+	if pf == nil {
+		t.Fatalf("PF %s was not found among %d", h.PF, len(found))
+	}
+	if pf.NumVFs != 3 || len(pf.VFs) != 3 || pf.TotalVFs < 4 || pf.Driver == "" || pf.ID == "" || pf.Autoprobe {
+		t.Errorf("PF after carving 3: %+v", pf)
+	}
+	if hasNet := pf.Ifindex != 0; hasNet != h.IsNetPF {
+		t.Errorf("PF has interface %q with index %d", pf.Netdev, pf.Ifindex)
+	}
+	if diff := cmp.Diff(h.pf(), *pf); diff != "" {
+		t.Errorf("ReadPF and Discover differ (-ReadPF +Discover):\n%s", diff)
+	}
+	for i, vf := range pf.VFs {
+		again, err := sriov.ReadVF(h.FS, *pf, i)
+		if err != nil {
+			t.Error(err)
+		}
+		if diff := cmp.Diff(again, vf); diff != "" {
+			t.Errorf("ReadVF and Discover differ in VF %d (-ReadVF +Discover):\n%s", i, diff)
+		}
+		if vf.Index != i || vf.PF != h.PF || vf.Driver != "" || vf.Group < 0 {
+			t.Errorf("VF %d: %+v", i, vf)
+		}
+		group, err := iommu.GroupOf(h.FS, vf.Addr)
+		if err != nil || group != vf.Group {
+			t.Errorf("VF %d: group %d, %v, want %d", i, group, err, vf.Group)
+		}
+	}
+	if _, err := sriov.ReadVF(h.FS, *pf, 3); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("read VF 3 of 3: %v, want not exist", err)
+	}
+}
+
+func testNoPF(t *testing.T, h *host) {
+	absent := pci.Addr{Domain: 0xffff, Bus: 0xfe, Device: 0x1f, Function: 7}
+	for _, tt := range []struct {
+		name string
+		addr pci.Addr
+		want error
+	}{
+		{"ordinary function", h.Ordinary, sriov.ErrNotPF},
+		{"VF", h.carve(1)[0].Addr, sriov.ErrNotPF},
+		{"absent function", absent, fs.ErrNotExist},
+	} {
+		if _, err := sriov.ReadPF(h.FS, tt.addr); !errors.Is(err, tt.want) {
+			t.Errorf("read %s as PF: %v, want %v", tt.name, err, tt.want)
+		}
+		r := &recorder{FS: h.FS}
+		if _, err := sriov.Carve(h.ctx(), r, tt.addr, 1); !errors.Is(err, tt.want) || len(r.writes) > 0 {
+			t.Errorf("carve %s: %v after writing %q, want %v and no write", tt.name, err, r.writes, tt.want)
+		}
+	}
+	if _, err := sriov.Reset(h.ctx(), h.FS, absent); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("reset absent function: %v", err)
+	}
+	if err := iommu.Bind(h.ctx(), h.FS, absent, h.VFDriver); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("bind absent function: %v", err)
+	}
+}
+
+func testMalformedAddress(t *testing.T, h *host) {
+	vf := h.carve(1)[0]
+	h.bind(vf, iommu.VFIO)
+	for _, text := range []string{"01:00.0", "0000:01:00", "0000:01:20.0", "0000:01:00.8", "0000:01:00.0 ", "../" + vf.Addr.String(), "x"} {
+		if addr, err := pci.ParseAddr(text); err == nil {
+			t.Errorf("address %q was read as %s", text, addr)
+		}
+		h.try(
+			write{"/sys/bus/pci/drivers_probe", text, syscall.ENODEV},
+			write{driverDir(iommu.VFIO) + "/unbind", text, syscall.ENODEV},
+			write{driverDir(iommu.VFIO) + "/bind", text, syscall.ENODEV},
+		)
+	}
+	if driver, _ := h.driver(vf.Addr); driver != iommu.VFIO {
+		t.Errorf("driver of %s is %q afterwards", vf.Addr, driver)
+	}
+}
+
+// testNumVFsRules checks the answers of drivers/pci/iov.c sriov_numvfs_store.
+func testNumVFsRules(t *testing.T, h *host) {
+	total := h.pf().TotalVFs
+	numvfs := h.PF.Dir() + "/sriov_numvfs"
+	autoprobe := h.PF.Dir() + "/sriov_drivers_autoprobe"
+	h.try(
+		write{autoprobe, "2", syscall.EINVAL},
+		write{autoprobe, "maybe", syscall.EINVAL},
+		write{autoprobe, "n\n", 0},
+		write{numvfs, "0", 0}, // equal
+		write{numvfs, strconv.Itoa(total + 1), syscall.ERANGE},
+		write{numvfs, "65536", syscall.EINVAL},
+		write{numvfs, "-1", syscall.EINVAL},
+		write{numvfs, "two", syscall.EINVAL},
+		write{numvfs, "2 ", syscall.EINVAL},
+		write{numvfs, "", 0}, // never reaches the attribute
+		write{numvfs, "2\n", 0},
+		write{numvfs, "0x2", 0}, // equal
+		write{numvfs, "3", syscall.EBUSY},
+		write{numvfs, strconv.Itoa(total + 1), syscall.ERANGE}, // comes before EBUSY
+		write{h.PF.Dir() + "/sriov_totalvfs", "9", syscall.EACCES},
+	)
+	if got := h.read(numvfs); got != "2" {
+		t.Errorf("sriov_numvfs is %q afterwards, want 2", got)
+	}
+	if got := h.read(autoprobe); got != "0" {
+		t.Errorf("sriov_drivers_autoprobe is %q afterwards, want 0", got)
+	}
+	for i := range 3 {
+		ok, err := sysfs.Exists(h.FS, h.PF.Dir()+"/virtfn"+strconv.Itoa(i))
+		if err != nil || ok != (i < 2) {
+			t.Errorf("virtfn%d is there: %t, %v", i, ok, err)
+		}
+	}
+	h.try(write{numvfs, "0", 0})
+	if ok, err := sysfs.Exists(h.FS, h.PF.Dir()+"/virtfn0"); ok || err != nil {
+		t.Errorf("virtfn0 is there without VFs: %t, %v", ok, err)
+	}
+}
+
+func testCarve(t *testing.T, h *host) {
+	total := h.pf().TotalVFs
+	zero := func() {
+		if _, err := sriov.Carve(h.ctx(), h.FS, h.PF, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		name   string
+		counts []int // all but the last succeed
+		ok     bool
+		left   int
+		writes int // of the last carve
+	}{
+		{"some", []int{2}, true, 2, 1},
+		{"all", []int{total}, true, total, 1},
+		{"back to 0", []int{total, 0}, true, 0, 1},
+		{"more, through 0", []int{2, 3}, true, 3, 2},
+		{"fewer, through 0", []int{3, 1}, true, 1, 2},
+		{"equal is no write", []int{2, 2}, true, 2, 0},
+		{"0 is no write", []int{0}, true, 0, 0},
+		{"over the maximum", []int{2, total + 1}, false, 2, 0},
+		{"negative", []int{2, -1}, false, 2, 0},
+	} {
+		zero()
+		var r *recorder
+		var err error
+		for _, n := range tt.counts {
+			r = &recorder{FS: h.FS}
+			_, err = sriov.Carve(h.ctx(), r, h.PF, n)
+		}
+		pf := h.pf()
+		writes := 0
+		for _, w := range r.writes {
+			if w != "0 > "+h.PF.Dir()+"/sriov_drivers_autoprobe" {
+				writes++
+			}
+		}
+		if (err == nil) != tt.ok || pf.NumVFs != tt.left || len(pf.VFs) != tt.left || writes != tt.writes {
+			t.Errorf("%s: %v, %d VFs after %q; want success %t, %d VFs, %d writes", tt.name, err, pf.NumVFs, r.writes, tt.ok, tt.left, tt.writes)
+		}
+		if tt.ok && pf.NumVFs > 0 && pf.Autoprobe {
+			t.Errorf("%s: autoprobe is left on", tt.name)
+		}
+	}
+}
+
+// testPartial carves with a driver that enables fewer VFs than asked for and
+// calls that success; a host that cannot be made to do so must enable all, for every count.
+func testPartial(t *testing.T, h *host) {
+	if h.Partial == nil {
+		for n := 1; n <= h.pf().TotalVFs; n++ {
+			h.carve(n)
+		}
+		return
+	}
+	h.Partial(t, 2)
+	got, err := sriov.Carve(h.ctx(), h.FS, h.PF, 3)
+	if got != 2 || !errors.Is(err, sriov.ErrPartial) {
+		t.Errorf("carve 3 of a driver that enables 2: %d, %v, want 2 and ErrPartial", got, err)
+	}
+	if pf := h.pf(); pf.NumVFs != 2 || len(pf.VFs) != 2 {
+		t.Errorf("%d VFs afterwards, %d listed, want 2", pf.NumVFs, len(pf.VFs))
+	}
+	h.Partial(t, 0)
+	h.carve(0)
+	if got, err := sriov.Carve(h.ctx(), h.FS, h.PF, 1); got != 0 || !errors.Is(err, sriov.ErrPartial) {
+		t.Errorf("carve 1 of a driver that enables none: %d, %v, want 0 and ErrPartial", got, err)
+	}
+}
+
+// testAutoprobe: with autoprobe on, the kernel gives new VFs to their driver,
+// some time later.
+func testAutoprobe(t *testing.T, h *host) {
+	h.try(
+		write{h.PF.Dir() + "/sriov_drivers_autoprobe", "1", 0},
+		write{h.PF.Dir() + "/sriov_numvfs", "2", 0},
+	)
+	h.await("both VFs bound to "+h.VFDriver, func() (bool, error) {
+		pf, err := sriov.ReadPF(h.FS, h.PF)
+		return err == nil && len(pf.VFs) == 2 && pf.VFs[0].Driver == h.VFDriver && pf.VFs[1].Driver == h.VFDriver, err
+	})
+	if !h.pf().Autoprobe {
+		t.Error("the PF's autoprobe reads as off")
+	}
+	for _, vf := range h.carve(3) { // through 0, and autoprobe off
+		if vf.Driver != "" {
+			t.Errorf("VF %d came up with driver %s after a carve", vf.Index, vf.Driver)
+		}
+	}
+}
+
+// testPFUnbound takes the PF from its driver and gives it back: its VFs go,
+// none can be made meanwhile, and it comes back without any.
+func testPFUnbound(t *testing.T, h *host) {
+	h.carve(2)
+	pf := h.pf()
+	numvfs := h.PF.Dir() + "/sriov_numvfs"
+	h.try(write{driverDir(pf.Driver) + "/unbind", h.PF.String(), 0})
+	unbound := h.pf()
+	if unbound.NumVFs != 0 || len(unbound.VFs) != 0 || unbound.Driver != "" || unbound.Ifindex != 0 {
+		t.Errorf("PF without driver: %+v", unbound)
+	}
+	if !unbound.Addr.IsZero() && unbound.ID == "" {
+		t.Error("PF without driver has no identity")
+	}
+	h.try(
+		write{numvfs, "0", 0}, // equal comes before the driver
+		write{numvfs, "1", syscall.ENOENT},
+		write{driverDir(pf.Driver) + "/unbind", h.PF.String(), syscall.ENODEV},
+	)
+	r := &recorder{FS: h.FS}
+	if _, err := sriov.Carve(h.ctx(), r, h.PF, 1); err == nil || len(r.writes) > 0 {
+		t.Errorf("carve a PF without driver: %v after writing %q, want a refusal and no write", err, r.writes)
+	}
+	if h.IsNetPF {
+		if _, err := h.Attributes.VFs(h.ctx(), pf); err == nil {
+			t.Error("attributes can be read by the interface index that is gone")
+		}
+		if _, err := h.Attributes.VFs(h.ctx(), unbound); !errors.Is(err, sriov.ErrNoNetdev) {
+			t.Errorf("attributes of a PF without interface: %v, want ErrNoNetdev", err)
+		}
+	}
+	h.try(write{driverDir(pf.Driver) + "/bind", h.PF.String(), 0})
+	h.await("the PF with its driver", func() (bool, error) {
+		again, err := sriov.ReadPF(h.FS, h.PF)
+		return err == nil && again.Driver == pf.Driver && (again.Ifindex != 0) == h.IsNetPF && again.ID == pf.ID, err
+	})
+	h.SetUp(t, true)
+	h.carve(2)
+}
+
+func driverDir(name string) string { return "/sys/bus/pci/drivers/" + name }
