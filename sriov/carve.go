@@ -98,10 +98,15 @@ func carve(pf PF, n int) ([]write, error) {
 
 // waitVFs waits until every VF has its link and its directory.
 func waitVFs(ctx context.Context, fs sysfs.FS, pf pci.Addr, n int) error {
+	of, err := sysfs.OpenDir(fs, pf.Dir())
+	if err != nil {
+		return fmt.Errorf("carve PF %s into %d VFs: %w", pf, n, err)
+	}
+	defer of.Close()
 	next := 0
-	err := sysfs.Wait(ctx, func() (bool, error) {
+	err = sysfs.Wait(ctx, func() (bool, error) {
 		for ; next < n; next++ {
-			vf, err := readVF(fs, pf, next)
+			vf, err := findVF(of, pf, next)
 			if sysfs.IsNotExist(err) {
 				return false, nil
 			}

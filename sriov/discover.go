@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strconv"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
 
 	"vfbroker/sriov/pci"
 	"vfbroker/sriov/sysfs"
@@ -37,7 +41,7 @@ func Discover(ctx context.Context, fs sysfs.FS) ([]PF, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("discover PFs: %w", err)
 		}
-		pf, found, err := readPF(fs, pci.FromKey(key))
+		pf, found, err := findPF(fs, pci.FromKey(key))
 		if err != nil {
 			errs = append(errs, err)
 		}
@@ -49,7 +53,23 @@ func Discover(ctx context.Context, fs sysfs.FS) ([]PF, error) {
 			vfs[vf.Addr.Key()] = struct{}{}
 		}
 	}
-	return pfs, errors.Join(errs...)
+	return pfs, errors.Join(append(errs, readAllVFs(fs, pfs)...)...)
+}
+
+// readAllVFs reads the VFs of PFs, several PFs at a time: with thousands of VFs
+// discovery is nothing but waiting for these links.
+func readAllVFs(fs sysfs.FS, pfs []PF) []error {
+	errs := make([]error, len(pfs))
+	var readers errgroup.Group
+	readers.SetLimit(runtime.GOMAXPROCS(0))
+	for i := range pfs {
+		readers.Go(func() error {
+			errs[i] = readVFs(fs, &pfs[i])
+			return nil
+		})
+	}
+	_ = readers.Wait() // each has its own error
+	return errs
 }
 
 // functionKeys orders the functions that a directory names.
@@ -71,9 +91,13 @@ func functionKeys(names []string) (keys []uint64, errs []error) {
 // PF; fs.ErrNotExist: there is no such function. When only some VFs cannot be
 // read, the PF is returned with the others beside the error.
 func ReadPF(fs sysfs.FS, addr pci.Addr) (PF, error) {
-	pf, found, err := readPF(fs, addr)
-	if found || err != nil {
+	pf, found, err := findPF(fs, addr)
+	if found {
+		err = errors.Join(err, readVFs(fs, &pf))
 		return pf, err
+	}
+	if err != nil {
+		return PF{}, err
 	}
 	if _, err := fs.Lstat(addr.Dir()); err != nil {
 		return PF{}, fmt.Errorf("read PF %s: %w", addr, err)
@@ -84,26 +108,37 @@ func ReadPF(fs sysfs.FS, addr pci.Addr) (PF, error) {
 // ReadVF reads one VF of a PF, with its driver_override. fs.ErrNotExist: there
 // is no such VF (any more).
 func ReadVF(fs sysfs.FS, pf PF, index int) (VF, error) {
-	vf, err := readVF(fs, pf.Addr, index)
-	if err != nil {
+	fail := func(err error) (VF, error) {
 		return VF{}, fmt.Errorf("read VF %d of PF %s: %w", index, pf.Addr, err)
+	}
+	of, err := sysfs.OpenDir(fs, pf.Addr.Dir())
+	if err != nil {
+		return fail(err)
+	}
+	defer of.Close()
+	vf, err := findVF(of, pf.Addr, index)
+	if err == nil {
+		err = readVF(of, &vf)
+	}
+	if err != nil {
+		return fail(err)
 	}
 	dir := vf.Addr.Dir()
 	physfn, err := fs.Readlink(dir + "/physfn")
 	if err != nil {
-		return VF{}, fmt.Errorf("read VF %d of PF %s: %w", index, pf.Addr, err)
+		return fail(err)
 	}
-	if owner, err := addrOf(physfn); err != nil || owner != pf.Addr {
-		return VF{}, fmt.Errorf("read VF %d of PF %s: %s says its PF is %q", index, pf.Addr, vf.Addr, physfn)
+	if owner, err := pci.ParseAddr(lastPart(physfn)); err != nil || owner != pf.Addr {
+		return fail(fmt.Errorf("%s says that its PF is %q", vf.Addr, physfn))
 	}
 	if vf.Override, err = readOverride(fs, dir); err != nil {
-		return VF{}, fmt.Errorf("read VF %d of PF %s: %w", index, pf.Addr, err)
+		return fail(err)
 	}
 	return vf, nil
 }
 
-// readPF is ReadPF without the words: not found and no error is a function that is no PF.
-func readPF(fs sysfs.FS, addr pci.Addr) (pf PF, found bool, err error) {
+// findPF reads a PF and the addresses of its VFs. Not found and no error is a function that is no PF.
+func findPF(fs sysfs.FS, addr pci.Addr) (pf PF, found bool, err error) {
 	dir := addr.Dir()
 	total, err := sysfs.ReadInt(fs, dir+"/sriov_totalvfs")
 	if sysfs.IsNotExist(err) {
@@ -116,22 +151,60 @@ func readPF(fs sysfs.FS, addr pci.Addr) (pf PF, found bool, err error) {
 	if err := readFacts(fs, dir, &pf); err != nil {
 		return PF{}, false, &DeviceError{Addr: addr, Err: err}
 	}
-	pf.ID = Aliases(pf)[0]
+	pf.ID = Identity(pf)
+	pf.VFs, err = findVFs(fs, pf)
+	return pf, true, err
+}
 
+// findVFs returns a PF's VFs with their addresses only. Those that can be found
+// are returned beside the error.
+func findVFs(fs sysfs.FS, pf PF) ([]VF, error) {
+	if pf.NumVFs == 0 {
+		return nil, nil
+	}
+	of, err := sysfs.OpenDir(fs, pf.Addr.Dir())
+	if err != nil {
+		return nil, &DeviceError{Addr: pf.Addr, Err: err}
+	}
+	defer of.Close()
 	var errs []error
-	pf.VFs = make([]VF, 0, pf.NumVFs)
+	vfs := make([]VF, 0, pf.NumVFs)
 	for i := range pf.NumVFs {
-		vf, err := readVF(fs, addr, i)
+		vf, err := findVF(of, pf.Addr, i)
 		if err != nil {
-			errs = append(errs, &DeviceError{Addr: addr, Err: fmt.Errorf("VF %d: %w", i, err)})
+			errs = append(errs, &DeviceError{Addr: pf.Addr, Err: fmt.Errorf("VF %d: %w", i, err)})
 			continue
 		}
-		if n := len(pf.VFs); n > 0 && pf.VFs[n-1].Driver == vf.Driver {
-			vf.Driver = pf.VFs[n-1].Driver // one string for all of them, not one link target each
-		}
-		pf.VFs = append(pf.VFs, vf)
+		vfs = append(vfs, vf)
 	}
-	return pf, true, errors.Join(errs...)
+	return vfs, errors.Join(errs...)
+}
+
+// readVFs completes the VFs of a PF, and takes those out that cannot be read.
+func readVFs(fs sysfs.FS, pf *PF) error {
+	if len(pf.VFs) == 0 {
+		return nil
+	}
+	of, err := sysfs.OpenDir(fs, pf.Addr.Dir())
+	if err != nil {
+		pf.VFs = nil
+		return &DeviceError{Addr: pf.Addr, Err: err}
+	}
+	defer of.Close()
+	var errs []error
+	good := pf.VFs[:0]
+	for _, vf := range pf.VFs {
+		if err := readVF(of, &vf); err != nil {
+			errs = append(errs, &DeviceError{Addr: vf.Addr, Err: err})
+			continue
+		}
+		if n := len(good); n > 0 && good[n-1].Driver == vf.Driver {
+			vf.Driver = good[n-1].Driver // one string for all of them, not a link's target each
+		}
+		good = append(good, vf)
+	}
+	pf.VFs = good
+	return errors.Join(errs...)
 }
 
 // readFacts reads everything of a PF but its VFs.
@@ -202,26 +275,40 @@ func readSRIOV(fs sysfs.FS, dir string, pf *PF) error {
 	return err
 }
 
-// readVF reads the three links that make a VF.
-func readVF(fs sysfs.FS, pf pci.Addr, index int) (VF, error) {
+// findVF reads the link by which a PF names a VF. of is the PF's directory.
+func findVF(of sysfs.Dir, pf pci.Addr, index int) (VF, error) {
 	if index < 0 {
 		return VF{}, fmt.Errorf("index %d is negative", index)
 	}
-	target, err := fs.Readlink(pf.Dir() + "/virtfn" + strconv.Itoa(index))
+	target, err := of.Readlink("virtfn" + strconv.Itoa(index))
 	if err != nil {
 		return VF{}, err
 	}
-	vf := VF{PF: pf, Index: index}
-	if vf.Addr, err = addrOf(target); err != nil {
-		return VF{}, err
-	}
-	dir := vf.Addr.Dir()
-	if vf.Driver, err = sysfs.LinkBase(fs, dir+"/driver"); err != nil {
-		return VF{}, err
-	}
-	vf.Group, err = sysfs.LinkNumber(fs, dir+"/iommu_group")
-	return vf, err
+	addr, err := pci.ParseAddr(lastPart(target))
+	return VF{PF: pf, Index: index, Addr: addr, Group: -1}, err
 }
+
+// readVF reads a VF's driver and group. of is the directory of its PF, next to
+// which the kernel puts the VF's (pci_iov_add_virtfn in drivers/pci/iov.c).
+func readVF(of sysfs.Dir, vf *VF) error {
+	dir := "../" + vf.Addr.String()
+	driver, err := optional(of.Readlink(dir + "/driver"))("")
+	if err != nil {
+		return err
+	}
+	vf.Driver = lastPart(driver)
+	group, err := of.Readlink(dir + "/iommu_group")
+	if sysfs.IsNotExist(err) {
+		return nil
+	}
+	if err == nil {
+		vf.Group, err = sysfs.ParseIndex(lastPart(group))
+	}
+	return err
+}
+
+// lastPart is the name that a link points to.
+func lastPart(target string) string { return target[strings.LastIndexByte(target, '/')+1:] }
 
 // readOverride returns driver_override; the kernel prints "(null)" when it is not set.
 func readOverride(fs sysfs.FS, dir string) (string, error) {

@@ -1,10 +1,6 @@
 package sriov
 
-import (
-	"fmt"
-
-	"vfbroker/sriov/pci"
-)
+import "fmt"
 
 // Identity is the strongest of a PF's Aliases, which Discover puts into PF.ID.
 func Identity(pf PF) string { return Aliases(pf)[0] }
@@ -29,9 +25,4 @@ func Aliases(pf PF) []string {
 		names = append(names, fmt.Sprintf("serial:%016x.%d", pf.Serial, pf.Addr.Function))
 	}
 	return append(names, pf.Addr.String())
-}
-
-// addrOf returns the function that a link of sysfs points to.
-func addrOf(target string) (pci.Addr, error) {
-	return pci.ParseAddr(target[lastSlash(target)+1:])
 }

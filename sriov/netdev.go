@@ -152,5 +152,3 @@ func readGUIDs(fs sysfs.FS, dir string, pf *PF) error {
 	pf.PortGUID = gid.GUID()
 	return nil
 }
-
-func lastSlash(s string) int { return strings.LastIndexByte(s, '/') }

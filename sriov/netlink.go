@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -64,23 +65,23 @@ func (rtnetlink) VFs(ctx context.Context, pf PF) ([]VFAttrs, error) {
 // that refuses it (EINVAL) does not support that, and the address of the last lease stays
 // in the VF until the next one writes its own.
 func (r rtnetlink) Set(ctx context.Context, pf PF, vf int, want VFAttrs) (unsupported []string, err error) {
-	fail := func(what string, err error) ([]string, error) {
-		return unsupported, fmt.Errorf("set %s of VF %d of PF %s: %w", what, vf, pf.Addr, err)
+	fail := func(err error, names ...string) ([]string, error) {
+		return unsupported, fmt.Errorf("set %s of VF %d of PF %s: %w", strings.Join(names, ", "), vf, pf.Addr, err)
 	}
 	if pf.Ifindex == 0 {
-		return fail("attributes", ErrNoNetdev)
+		return fail(ErrNoNetdev, "attributes")
 	}
 	if want, err = r.complete(ctx, pf, vf, want); err != nil {
 		return nil, err
 	}
 	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
-		return fail("attributes", err)
+		return fail(err, "attributes")
 	}
 	defer handle.Close()
 	for _, w := range attrWrites(handle, pf.Ifindex, vf, want) {
 		if err := ctx.Err(); err != nil {
-			return fail(w.names[0], err)
+			return fail(err, w.names...)
 		}
 		switch err := w.write(); {
 		case err == nil:
@@ -89,8 +90,10 @@ func (r rtnetlink) Set(ctx context.Context, pf PF, vf int, want VFAttrs) (unsupp
 		case r.isSet(ctx, pf, vf, want, w.names):
 		case errors.Is(err, unix.EINVAL) && w.optional:
 			unsupported = append(unsupported, w.names...)
+		case !pf.Up:
+			return fail(fmt.Errorf("%w: the PF is down; run: ip link set %s up", err, pf.Netdev), w.names...)
 		default:
-			return fail(w.names[0], err)
+			return fail(err, w.names...)
 		}
 	}
 	return unsupported, nil

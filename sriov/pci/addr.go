@@ -39,27 +39,39 @@ func ParseAddr(s string) (Addr, error) {
 	case len(bus) != 2 || len(device) != 2 || len(function) != 1:
 		return bad("a part has the wrong length")
 	}
-	var a Addr
-	for _, p := range []struct {
-		text string
-		max  uint64
-		set  func(uint64)
-	}{
-		{domain, 0xffffffff, func(v uint64) { a.Domain = uint32(v) }},
-		{bus, 0xff, func(v uint64) { a.Bus = uint8(v) }},
-		{device, 31, func(v uint64) { a.Device = uint8(v) }},
-		{function, 7, func(v uint64) { a.Function = uint8(v) }},
-	} {
-		v, err := strconv.ParseUint(p.text, 16, 32)
-		if err != nil || v > p.max {
-			return bad(fmt.Sprintf("%q is not a hex number up to %x", p.text, p.max))
-		}
-		p.set(v)
-	}
-	if len(domain) > 4 && domain[0] == '0' {
+	d, okD := parseHex(domain, 0xffffffff)
+	b, okB := parseHex(bus, 0xff)
+	v, okV := parseHex(device, 31)
+	f, okF := parseHex(function, 7)
+	switch {
+	case !okD || !okB:
+		return bad("domain or bus is not hexadecimal")
+	case !okV:
+		return bad("the device is not a hex number up to 1f")
+	case !okF:
+		return bad("the function is not a digit up to 7")
+	case len(domain) > 4 && domain[0] == '0':
 		return bad("the domain has leading zeros")
 	}
-	return a, nil
+	return Addr{Domain: d, Bus: uint8(b), Device: uint8(v), Function: uint8(f)}, nil
+}
+
+// parseHex reads up to eight hex digits.
+func parseHex(s string, limit uint32) (uint32, bool) {
+	var v uint32
+	for _, c := range []byte(s) {
+		switch {
+		case '0' <= c && c <= '9':
+			v = v<<4 | uint32(c-'0')
+		case 'a' <= c && c <= 'f':
+			v = v<<4 | uint32(c-'a'+10)
+		case 'A' <= c && c <= 'F':
+			v = v<<4 | uint32(c-'A'+10)
+		default:
+			return 0, false
+		}
+	}
+	return v, v <= limit
 }
 
 // String is the kernel's form, which is also the name of the function's

@@ -80,13 +80,22 @@ func LinkBase(fs FS, name string) (string, error) {
 // LinkNumber returns the number that a symlink's target ends with, such as the
 // IOMMU group of a function. It is -1 and no error when there is no such link.
 func LinkNumber(fs FS, name string) (int, error) {
-	base, err := LinkBase(fs, name)
-	if err != nil || base == "" {
+	last, err := LinkBase(fs, name)
+	if err != nil || last == "" {
 		return -1, err
 	}
-	n, err := strconv.ParseUint(base, 10, 31)
+	n, err := ParseIndex(last)
 	if err != nil {
-		return -1, fmt.Errorf("parse link %s: %.40q is not a number", name, base)
+		return -1, fmt.Errorf("parse link %s: %w", name, err)
+	}
+	return n, nil
+}
+
+// ParseIndex reads the plain number by which the kernel names a directory.
+func ParseIndex(text string) (int, error) {
+	n, err := strconv.ParseUint(text, 10, 31)
+	if err != nil {
+		return -1, fmt.Errorf("%.40q is not a number", text)
 	}
 	return int(n), nil
 }
