@@ -1,0 +1,267 @@
+//go:build lab
+
+package hvsuite_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vfbroker/bench/guest"
+	"vfbroker/broker"
+	"vfbroker/broker/kvm"
+	"vfbroker/iommu"
+	"vfbroker/sriov"
+	"vfbroker/sriov/sysfs"
+	"vfbroker/test/hvsuite"
+)
+
+const (
+	labPF    = "52:54:00:0a:00:01" // the PF that tests may carve
+	labVFs   = 3
+	labPorts = 2
+	nobody   = 65534
+	patience = 5 * time.Minute // the guest shares two emulated processors with its host
+)
+
+// lab is the emulated host with one guest, whose QEMU is unprivileged.
+type lab struct {
+	fs    sysfs.FS
+	kvm   *kvm.Hypervisor
+	vfs   []broker.Function
+	guest *guest.Guest
+}
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	if os.Getenv("VFLAB") != "1" {
+		t.Fatal("this is not the emulated host: run it by vflab run, it takes VFs from under their users")
+	}
+	for _, node := range []string{"/dev/kvm", "/dev/vhost-vsock"} {
+		if err := os.Chmod(node, 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := &lab{}
+	var err error
+	if l.fs, err = sysfs.Open("/"); err != nil {
+		t.Fatal(err)
+	}
+	l.kvm = kvm.New(l.fs, l.config, nil)
+	l.carve(t)
+	l.start(t)
+	t.Cleanup(func() {
+		if err := l.guest.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+func (l *lab) config(id broker.GuestID) (broker.GuestConfig, error) {
+	if string(id) != l.guest.ID() {
+		return broker.GuestConfig{}, fmt.Errorf("guest %s: %w", id, broker.ErrNotFound)
+	}
+	return broker.GuestConfig{ID: id, Target: broker.KVM, QMP: l.guest.QMP(), CID: l.guest.CID(), Shim: true}, nil
+}
+
+// carve makes VFs, and takes them away at the end.
+func (l *lab) carve(t *testing.T) {
+	t.Helper()
+	pfs, err := sriov.Discover(t.Context(), l.fs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pf := range pfs {
+		if pf.PermMAC.String() != labPF && pf.MAC.String() != labPF {
+			continue
+		}
+		if out, err := exec.Command("ip", "link", "set", pf.Netdev, "up").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		if _, err := sriov.Carve(t.Context(), l.fs, pf.Addr, labVFs); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if _, err := sriov.Carve(context.WithoutCancel(t.Context()), l.fs, pf.Addr, 0); err != nil {
+				t.Error(err)
+			}
+		})
+		read, err := sriov.ReadPF(l.fs, pf.Addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, vf := range read.VFs {
+			l.vfs = append(l.vfs, broker.Function{ID: broker.FunctionID{PF: pf.ID, Index: vf.Index}, Addr: vf.Addr, PF: pf.Addr})
+		}
+		return
+	}
+	t.Fatalf("no PF %s on this host", labPF)
+}
+
+// start boots the guest as user nobody, with room to lock its memory.
+func (l *lab) start(t testing.TB) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	shim, err := filepath.Abs("../../bin/vfshim")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.guest, err = guest.Start(ctx, guest.Config{
+		ID: "hvsuite", Kernel: "/lab/vmlinuz", Shim: shim, MemoryMiB: 256, RootPorts: labPorts,
+		Credential: &syscall.Credential{Uid: nobody, Gid: nobody}, MemlockMax: 1 << 30,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (l *lab) signal(t testing.TB, sig syscall.Signal) {
+	t.Helper()
+	if err := syscall.Kill(l.guest.PID(), sig); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// own runs a command on the guest's second monitor.
+func (l *lab) own(t testing.TB, command string) {
+	t.Helper()
+	conn, err := net.Dial("unix", l.guest.OwnQMP())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	replies := bufio.NewScanner(conn)
+	for _, c := range []string{"", "qmp_capabilities", command} {
+		if c != "" {
+			fmt.Fprintf(conn, "{\"execute\": %q}\n", c)
+		}
+		for replies.Scan() {
+			var reply map[string]json.RawMessage
+			if err := json.Unmarshal(replies.Bytes(), &reply); err != nil {
+				t.Fatal(err)
+			}
+			if reply["error"] != nil {
+				t.Fatalf("%s: %s", c, reply["error"])
+			}
+			if reply["QMP"] != nil || reply["return"] != nil {
+				break
+			}
+		}
+	}
+}
+
+func (l *lab) fixture() *hvsuite.Fixture {
+	return &hvsuite.Fixture{
+		Hypervisor: l.kvm, Guest: broker.GuestID(l.guest.ID()), Stranger: "nobody", Slots: labPorts, Functions: l.vfs,
+		Patience: patience, Impatience: 2 * time.Second,
+		Pause:  func(t testing.TB) { l.own(t, "stop") },
+		Resume: func(t testing.TB) { l.own(t, "cont") },
+		Hold:   func(t testing.TB) { l.own(t, "stop") },
+		LetGo:  func(t testing.TB) { l.own(t, "cont") },
+		Hang:   func(t testing.TB) { l.signal(t, syscall.SIGSTOP) },
+		Thaw:   func(t testing.TB) { l.signal(t, syscall.SIGCONT) },
+		Kill: func(t testing.TB) {
+			if err := l.guest.Stop(); err != nil {
+				t.Fatal(err)
+			}
+		},
+		Start: l.start,
+	}
+}
+
+// TestKVM runs the suite on real QEMU. It cannot make a guest's kernel refuse.
+func TestKVM(t *testing.T) {
+	l := newLab(t)
+	hvsuite.Run(t, func(*testing.T) *hvsuite.Fixture { return l.fixture() }, "DetachRefused")
+	t.Run("Unprivileged", func(t *testing.T) { unprivileged(t, l) })
+}
+
+// unprivileged follows the device node, and narrows QEMU's limit below the guest's memory.
+func unprivileged(t *testing.T, l *lab) {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	g, err := l.kvm.Lookup(ctx, broker.GuestID(l.guest.ID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g.UID != nobody || g.GID != nobody {
+		t.Fatalf("QEMU is user %d, group %d: want %d", g.UID, g.GID, nobody)
+	}
+	f := l.vfs[0]
+	group, err := iommu.GroupOf(l.fs, f.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := l.kvm.Setting(ctx, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := broker.Setting{Driver: iommu.VFIO, Override: iommu.VFIO, UID: g.UID, GID: g.GID}
+	rootOwned := want
+	rootOwned.UID, rootOwned.GID = 0, 0
+
+	// Without the node QEMU is refused by the kernel.
+	if err := l.kvm.Prepare(ctx, f, rootOwned); err != nil {
+		t.Fatal(err)
+	}
+	_, err = l.kvm.Attach(ctx, g, f, "0001")
+	if err == nil || !strings.Contains(err.Error(), "ermission denied") {
+		t.Fatalf("attach with the node root's: error %v, want permission denied", err)
+	}
+	t.Log(err)
+	if err := l.kvm.Prepare(ctx, f, want); err != nil {
+		t.Fatal(err)
+	}
+	if uid, gid, err := iommu.NodeOwner(l.fs, group); err != nil || uid != nobody || gid != nobody {
+		t.Fatalf("node of group %d: user %d, group %d, error %v: want %d", group, uid, gid, err, nobody)
+	}
+
+	// With too small a limit it is named, before QEMU is asked.
+	limit(t, l.guest.PID(), 64<<10)
+	_, err = l.kvm.Attach(ctx, g, f, "0001")
+	if err == nil || !strings.Contains(err.Error(), "RLIMIT_MEMLOCK") || !strings.Contains(err.Error(), "prlimit --pid") {
+		t.Fatalf("attach with 64 KiB to lock: error %v, want RLIMIT_MEMLOCK and the remedy", err)
+	}
+	t.Log(err)
+
+	limit(t, l.guest.PID(), 1<<30)
+	slot, err := l.kvm.Attach(ctx, g, f, "0001")
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := l.kvm.Events(ctx)
+	if err := l.kvm.Detach(ctx, g, slot); err != nil {
+		t.Fatal(err)
+	}
+	for ev := range events {
+		if ev.Kind == broker.EventDetached {
+			break
+		}
+	}
+	if err := l.kvm.Prepare(ctx, f, found); err != nil {
+		t.Fatal(err)
+	}
+	if uid, _, err := iommu.NodeOwner(l.fs, group); err == nil && uid != 0 {
+		t.Errorf("node of group %d still belongs to user %d", group, uid)
+	}
+}
+
+func limit(t *testing.T, pid int, bytes uint64) {
+	t.Helper()
+	if err := unix.Prlimit(pid, unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: bytes, Max: bytes}, nil); err != nil {
+		t.Fatal(err)
+	}
+}
