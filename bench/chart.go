@@ -3,6 +3,7 @@ package bench
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -219,7 +220,7 @@ func sizesChart(r *Result) chart {
 // cpuChart draws what a message costs the host, by bucket, one bar a path.
 func cpuChart(r *Result) chart {
 	c := chart{ID: "cpu", Title: fmt.Sprintf("Host CPU per message, %d bytes, by bucket", SummaryBytes), Unit: "µs", Top: 12}
-	names := r.costsOf(UnitCPU)
+	names := r.stack()
 	totals, largest := map[PathName]float64{}, 0.0
 	for _, p := range r.Paths {
 		for _, name := range names {
@@ -258,7 +259,7 @@ func cpuChart(r *Result) chart {
 // eventsChart draws exits and interrupts per message: net, and behind it what the idle host has.
 func eventsChart(r *Result) chart {
 	c := chart{ID: "events", Title: fmt.Sprintf("Exits and interrupts per message, %d bytes", SummaryBytes), Unit: "per message", Top: 12}
-	names := r.costsOf(UnitCount)
+	names := r.visible(r.costs(CostEvent))
 	largest := 0.0
 	for _, p := range r.Paths {
 		s, _ := p.Size(SummaryBytes)
@@ -307,19 +308,25 @@ func netCost(p Path, name string) float64 {
 	return max(0, k.Net.Value)
 }
 
-// costsOf are the names of the costs in a unit that any path has.
-func (r *Result) costsOf(unit string) []string {
-	var names []string
-	for _, name := range r.costs() {
-		for _, p := range r.Paths {
-			s, _ := p.Size(SummaryBytes)
-			if k, ok := s.Cost(name); ok {
-				if k.Unit == unit {
-					names = append(names, name)
-				}
-				break
-			}
-		}
+// stack are the CPU costs that add up to the whole.
+func (r *Result) stack() []string {
+	names := r.costs(CostCPU)
+	if a := r.Environment.IRQApart; a != nil && *a {
+		names = append(names, "softirq", "irq")
 	}
 	return names
+}
+
+// visible leaves out what never happens on any path; the table has it.
+func (r *Result) visible(names []string) []string {
+	const least = 0.05
+	return slices.DeleteFunc(names, func(name string) bool {
+		for _, p := range r.Paths {
+			s, _ := p.Size(SummaryBytes)
+			if c, _ := s.Cost(name); c.Gross >= least {
+				return false
+			}
+		}
+		return true
+	})
 }

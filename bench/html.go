@@ -21,8 +21,7 @@ type page struct {
 	Cards    []card
 	Charts   []chart
 	Sizes    []sizeRow
-	Costs    []costRow
-	CostHead []PathName
+	Costs    []costPage
 	Missing  []Path
 	Classes  []string          // of colours
 	Notes    map[string]string // under the charts' titles, by chart
@@ -44,9 +43,9 @@ type sizeRow struct {
 	P50, P50In, P90, P99, P99In, Least, Most string
 }
 
-type costRow struct {
-	Name  string
-	Cells []string
+type costPage struct {
+	Heading string
+	Rows    []costRow
 }
 
 // WriteHTML writes the result as one page that needs nothing else: no script
@@ -67,7 +66,7 @@ func (r *Result) WriteHTML(out io.Writer) error {
 }
 
 func (r *Result) page() (page, error) {
-	p := page{Result: r, Label: r.conditions(), Headline: r.Headline(), Of: r.savedOf(), CostHead: PathNames(), Classes: classes(), Notes: notes()}
+	p := page{Result: r, Label: r.conditions(), Headline: r.Headline(), Of: r.savedOf(), Classes: classes(), Notes: notes()}
 	if s := r.Summary; s.Saved != nil {
 		p.Saved = fmt.Sprintf("%.1f", *s.Saved)
 		p.Interval = fmt.Sprintf("%.1f to %.1f %% over %d blocks", s.SavedInterval.Low, s.SavedInterval.High, s.SavedInterval.Blocks)
@@ -87,7 +86,7 @@ func (r *Result) page() (page, error) {
 			p.Missing = append(p.Missing, path)
 		}
 	}
-	p.Sizes, p.Costs = r.sizeRows(), r.costRows()
+	p.Sizes, p.Costs = r.sizeRows(), r.costPages()
 	return p, nil
 }
 
@@ -130,16 +129,15 @@ func (r *Result) sizeRows() []sizeRow {
 	return rows
 }
 
-func (r *Result) costRows() []costRow {
-	var rows []costRow
-	for _, name := range r.costs() {
-		row := costRow{Name: name}
-		for _, path := range PathNames() {
-			row.Cells = append(row.Cells, costCell(r.Path(path), name))
+// costPages are the tables of costs with their rows.
+func (r *Result) costPages() []costPage {
+	var pages []costPage
+	for _, table := range r.costKinds() {
+		if rows := r.costRows(table); len(r.costs(table.Kind)) > 0 {
+			pages = append(pages, costPage{table.Heading, rows})
 		}
-		rows = append(rows, row)
 	}
-	return rows
+	return pages
 }
 
 // classes are the names of the page's colours: a path each, and the buckets' in turn.
@@ -158,7 +156,7 @@ func notes() map[string]string {
 	return map[string]string{
 		"distribution": "Share of round trips that took no longer; each line upwards is another nine of the tail. Further left is better.",
 		"sizes":        "Dot: p50, with its value. Bar’s end: p99.",
-		"cpu":          "Net of the idle background.",
+		"cpu":          "Time of threads, net of the idle background. Interrupts’ time is in the bucket that they fell into, unless the kernel accounts for it apart.",
 		"events":       "Solid: net. Pale: the idle background of the same time.",
 	}
 }

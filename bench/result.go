@@ -86,6 +86,7 @@ type Environment struct {
 	GuestArgs   string `json:"guest_args,omitempty"`   // QEMU's command line
 	HaltPollNs  *int64 `json:"halt_poll_ns"`           // of the module kvm
 	ClockSource string `json:"clock_source,omitempty"` // the host kernel's
+	IRQApart    *bool  `json:"irq_time_apart"`         // whether interrupts' time is not in the threads' (CONFIG_IRQ_TIME_ACCOUNTING), as the figures show
 	Version     string `json:"version,omitempty"`      // of vfbench
 }
 
@@ -137,14 +138,24 @@ type Latency struct {
 }
 
 // Cost is what a message costs the host: measured in a block with traffic
-// (gross), in one of the same length without (idle), and the difference.
+// (gross), in one of the same length without (idle), and the difference; means over blocks.
 type Cost struct {
 	Name  string   `json:"name"`
-	Unit  string   `json:"unit"` // "ns" of CPU time, or "count", per message
-	Gross float64  `json:"gross"`
+	Kind  CostKind `json:"kind"`
+	Gross float64  `json:"gross"` // per message
 	Idle  float64  `json:"idle"`
 	Net   Estimate `json:"net"`
 }
+
+// CostKind is what a cost counts, and so its unit.
+type CostKind string
+
+// The kinds of costs.
+const (
+	CostCPU     CostKind = "cpu_ns"         // of threads: exact, disjoint
+	CostSampled CostKind = "sampled_cpu_ns" // as the kernel's tick saw it: coarse, and part of the threads' unless interrupts are accounted apart
+	CostEvent   CostKind = "count"
+)
 
 // Block is one uninterrupted series of round trips and the idle block after it.
 type Block struct {
@@ -163,10 +174,15 @@ type Block struct {
 
 // Usage is what the host spent in a span of time.
 type Usage struct {
-	Span   time.Duration            `json:"span_ns"`
-	CPU    map[string]time.Duration `json:"cpu_ns"`          // by bucket
-	Counts map[string]int64         `json:"counts"`          // by event
-	Notes  []string                 `json:"notes,omitempty"` // why something is unknown
+	Span time.Duration            `json:"span_ns"`
+	CPU  map[string]time.Duration `json:"cpu_ns"` // of threads, by bucket
+	// Sampled is CPU time as the kernel's tick saw it, in its units (10 ms).
+	Sampled map[string]time.Duration `json:"sampled_cpu_ns"`
+	// Rest is what neither the idle loop nor a thread had of the span: the
+	// interrupts' time, if the kernel accounts for it apart. null: the idle time is not known.
+	Rest   *time.Duration   `json:"rest_ns"`
+	Counts map[string]int64 `json:"counts"`          // by event
+	Notes  []string         `json:"notes,omitempty"` // why something is unknown
 }
 
 // Lease is the loan of the direct path's VF.

@@ -39,7 +39,7 @@ type Load struct {
 
 // DefaultLoads are small enough for the emulated host.
 func DefaultLoads() []Load {
-	return []Load{{64, 1000, 4}, {256, 500, 2}, {1024, 500, 2}, {1472, 500, 2}}
+	return []Load{{64, 1000, 6}, {256, 500, 2}, {1024, 500, 2}}
 }
 
 // Times of a run. On the emulated host they are virtual and nearly free.

@@ -37,6 +37,18 @@ func estimate(blocks []float64) Estimate {
 	return e
 }
 
+// estimateMean is the mean of the blocks' values with its interval: for costs,
+// which partly come from samples that only add up over blocks.
+func estimateMean(blocks []float64) Estimate {
+	e := Estimate{Value: mean(blocks)}
+	if n := len(blocks); n < fewBlocks {
+		e.Interval = Interval{Low: slices.Min(blocks), High: slices.Max(blocks), Blocks: n}
+		return e
+	}
+	e.Interval = bootstrap(func(drawn [][]float64) float64 { return mean(drawn[0]) }, blocks)
+	return e
+}
+
 // savedPercent is what the direct path saves of the bridged one.
 func savedPercent(direct, bridged float64) float64 { return 100 * (1 - direct/bridged) }
 
@@ -85,6 +97,15 @@ func median(values []float64) float64 {
 	slices.Sort(sorted)
 	n := len(sorted)
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
+}
+
+// mean of a non-empty list.
+func mean(values []float64) float64 {
+	sum := 0.0
+	for _, v := range values {
+		sum += v
+	}
+	return sum / float64(len(values))
 }
 
 // quantile is the value at rank ⌈q·n⌉ of a sorted, non-empty list: always one that was measured.

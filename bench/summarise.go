@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,12 +13,6 @@ import (
 
 // Names of the costs that the summary needs. The others are the buckets and events of bench/hostcpu.
 const costExits = "exits"
-
-// Units of costs.
-const (
-	UnitCPU   = "ns"
-	UnitCount = "count"
-)
 
 // histogram bounds: 1 ns to 10 s, three digits.
 const (
@@ -99,23 +94,21 @@ func newCosts(blocks []Block, warmup int) []Cost {
 	if len(blocks) == 0 {
 		return nil
 	}
+	first := blocks[0].Gross
 	var costs []Cost
-	for _, name := range slices.Sorted(maps.Keys(blocks[0].Gross.CPU)) {
-		costs = appendCost(costs, blocks, warmup, name, UnitCPU, func(u Usage) (float64, bool) {
-			v, ok := u.CPU[name]
-			return float64(v), ok
-		})
+	for _, name := range inOrder(first.CPU) {
+		costs = appendCost(costs, blocks, warmup, name, CostCPU, func(u Usage) (float64, bool) { v, ok := u.CPU[name]; return float64(v), ok })
 	}
-	for _, name := range slices.Sorted(maps.Keys(blocks[0].Gross.Counts)) {
-		costs = appendCost(costs, blocks, warmup, name, UnitCount, func(u Usage) (float64, bool) {
-			v, ok := u.Counts[name]
-			return float64(v), ok
-		})
+	for _, name := range inOrder(first.Sampled) {
+		costs = appendCost(costs, blocks, warmup, name, CostSampled, func(u Usage) (float64, bool) { v, ok := u.Sampled[name]; return float64(v), ok })
+	}
+	for _, name := range inOrder(first.Counts) {
+		costs = appendCost(costs, blocks, warmup, name, CostEvent, func(u Usage) (float64, bool) { v, ok := u.Counts[name]; return float64(v), ok })
 	}
 	return costs
 }
 
-func appendCost(costs []Cost, blocks []Block, warmup int, name, unit string, of func(Usage) (float64, bool)) []Cost {
+func appendCost(costs []Cost, blocks []Block, warmup int, name string, kind CostKind, of func(Usage) (float64, bool)) []Cost {
 	var gross, idle, net []float64
 	for _, b := range blocks {
 		g, knownG := of(b.Gross)
@@ -130,7 +123,24 @@ func appendCost(costs []Cost, blocks []Block, warmup int, name, unit string, of 
 		idle = append(idle, i/messages)
 		net = append(net, (g-i)/messages)
 	}
-	return append(costs, Cost{Name: name, Unit: unit, Gross: median(gross), Idle: median(idle), Net: estimate(net)})
+	return append(costs, Cost{Name: name, Kind: kind, Gross: mean(gross), Idle: mean(idle), Net: estimateMean(net)})
+}
+
+// inOrder lists names in the order in which costs are shown; names that are
+// not in it come last.
+func inOrder[T any](m map[string]T) []string {
+	order := []string{bucketVCPU, "vhost", "qemu", string(bucketClient), string(bucketPeer), "other",
+		"guest", "exit", "softirq", "irq",
+		costExits, "halt_exits", "insn_emulation", "irq_exits", "io_exits", "mmio_exits", "irq_injections", "interrupts"}
+	rank := func(name string) int {
+		if i := slices.Index(order, name); i >= 0 {
+			return i
+		}
+		return len(order)
+	}
+	return slices.SortedFunc(maps.Keys(m), func(a, b string) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a, b))
+	})
 }
 
 func mapped(blocks []Block, of func(Block) float64) []float64 {
@@ -154,7 +164,26 @@ func (r *Result) Summarise() {
 	s.DirectExits = r.summaryExits(Direct, "direct_exits_per_message")
 	s.BridgedExits = r.summaryExits(Bridged, "bridged_exits_per_message")
 	r.Summary = s
+	r.Environment.IRQApart = irqApart(r.Paths)
 	r.summariseSaved()
+	r.explain()
+}
+
+// explain gives the other nulls their reasons.
+func (r *Result) explain() {
+	for place, null := range map[string]struct {
+		is  bool
+		why string
+	}{
+		"environment.halt_poll_ns":   {r.Environment.HaltPollNs == nil, "the module kvm is not loaded"},
+		"environment.irq_time_apart": {r.Environment.IRQApart == nil, "the idle time is not known, or too few interrupts were seen"},
+		"lease":                      {r.Lease == nil, "the broker lent no VF in this run"},
+	} {
+		delete(r.Reasons, place)
+		if null.is {
+			r.Reasons[place] = null.why
+		}
+	}
 }
 
 func (r *Result) summaryP50(name PathName, field string) *float64 {

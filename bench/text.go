@@ -3,6 +3,7 @@ package bench
 import (
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 )
@@ -79,58 +80,137 @@ func (r *Result) sizes() []int {
 	return sizes
 }
 
-func (r *Result) writeCosts(w io.Writer) {
-	names := r.costs()
-	if len(names) == 0 {
-		return
-	}
-	fmt.Fprintf(w, "Per message of %d bytes on the host: with traffic − idle = net (CPU in µs)\n", SummaryBytes)
-	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
-	fmt.Fprint(t, "\t")
-	for _, p := range r.Paths {
-		fmt.Fprintf(t, "%s\t", p.Name)
-	}
-	fmt.Fprintln(t)
-	for _, name := range names {
-		fmt.Fprintf(t, "%s\t", name)
-		for _, p := range r.Paths {
-			fmt.Fprintf(t, "%s\t", costCell(p, name))
+// costKinds are the tables of costs, each with its heading.
+func (r *Result) costKinds() []costTable {
+	interrupts := "part of the times above, or apart: this host does not show which"
+	if a := r.Environment.IRQApart; a != nil {
+		interrupts = "part of the times above"
+		if *a {
+			interrupts = "softirq and irq in addition to the times above"
 		}
-		fmt.Fprintln(t)
 	}
-	t.Flush()
-	fmt.Fprintln(w)
+	return []costTable{
+		{CostCPU, "CPU µs of the host's threads", true},
+		{CostSampled, "CPU µs as the tick saw it, coarse; " + interrupts, false},
+		{CostEvent, "KVM's exits and injections, and the host's device interrupts", false},
+	}
 }
 
-// costs are the names of all costs at the summary's size, CPU first.
-func (r *Result) costs() []string {
-	var names []string
-	seen := map[string]bool{}
-	for _, unit := range []string{UnitCPU, UnitCount} {
+type costTable struct {
+	Kind    CostKind
+	Heading string
+	Total   bool // the rows add up
+}
+
+func (r *Result) writeCosts(w io.Writer) {
+	written := false
+	for _, table := range r.costKinds() {
+		names := r.costs(table.Kind)
+		if len(names) == 0 {
+			continue
+		}
+		if !written {
+			fmt.Fprintf(w, "Per message of %d bytes: with traffic − idle = net\n", SummaryBytes)
+			written = true
+		}
+		fmt.Fprintf(w, "%s\n", table.Heading)
+		t := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
+		fmt.Fprint(t, "\t")
 		for _, p := range r.Paths {
-			s, _ := p.Size(SummaryBytes)
-			for _, c := range s.Costs {
-				if c.Unit == unit && !seen[c.Name] {
-					seen[c.Name] = true
-					names = append(names, c.Name)
-				}
+			fmt.Fprintf(t, "%s\t", p.Name)
+		}
+		fmt.Fprintln(t)
+		for _, row := range r.costRows(table) {
+			fmt.Fprintf(t, "%s\t%s\t\n", row.Name, strings.Join(row.Cells, "\t"))
+		}
+		t.Flush()
+		fmt.Fprintln(w)
+	}
+}
+
+// costRow is a cost on every path, in the order of the paths.
+type costRow struct {
+	Name  string
+	Cells []string
+}
+
+func (r *Result) costRows(table costTable) []costRow {
+	var rows []costRow
+	names := r.costs(table.Kind)
+	for _, name := range names {
+		row := costRow{Name: name}
+		for _, p := range r.Paths {
+			row.Cells = append(row.Cells, costCell(p, name))
+		}
+		rows = append(rows, row)
+	}
+	if !table.Total {
+		return rows
+	}
+	total := costRow{Name: "total"}
+	for _, p := range r.Paths {
+		total.Cells = append(total.Cells, totalCell(p, names))
+	}
+	return append(rows, total)
+}
+
+// costs are the names of the costs of a kind that any path has at the summary's size.
+func (r *Result) costs(kind CostKind) []string {
+	found := map[string]bool{}
+	for _, p := range r.Paths {
+		s, _ := p.Size(SummaryBytes)
+		for _, c := range s.Costs {
+			if c.Kind == kind {
+				found[c.Name] = true
 			}
 		}
 	}
-	return names
+	return inOrder(found)
 }
 
 func costCell(p Path, name string) string {
-	s, _ := p.Size(SummaryBytes)
+	s, measured := p.Size(SummaryBytes)
 	c, ok := s.Cost(name)
-	if !ok {
+	switch {
+	case !measured:
+		return "not measured"
+	case !ok && name == string(bucketClient):
+		return "in the guest"
+	case !ok:
 		return "not known"
 	}
-	scale := 1.0
-	if c.Unit == UnitCPU {
-		scale = 1000
+	return differenceText(c.Gross, c.Idle, c.Kind)
+}
+
+func totalCell(p Path, names []string) string {
+	s, ok := p.Size(SummaryBytes)
+	if !ok {
+		return "not measured"
 	}
-	return fmt.Sprintf("%.2f − %.2f = %.2f", c.Gross/scale, c.Idle/scale, c.Net.Value/scale)
+	var gross, idle float64
+	for _, name := range names {
+		if c, ok := s.Cost(name); ok {
+			gross += c.Gross
+			idle += c.Idle
+		}
+	}
+	return differenceText(gross, idle, CostCPU)
+}
+
+func differenceText(gross, idle float64, kind CostKind) string {
+	if kind != CostEvent {
+		return fmt.Sprintf("%s − %s = %s", rounded(gross/1000, 1), rounded(idle/1000, 1), rounded((gross-idle)/1000, 1))
+	}
+	return fmt.Sprintf("%s − %s = %s", rounded(gross, 2), rounded(idle, 2), rounded(gross-idle, 2))
+}
+
+// rounded has no negative zero.
+func rounded(v float64, digits int) string {
+	text := strconv.FormatFloat(v, 'f', digits, 64)
+	if strings.Trim(text, "-0.") == "" {
+		return strings.TrimPrefix(text, "-")
+	}
+	return text
 }
 
 func (r *Result) writeMissing(w io.Writer) {
