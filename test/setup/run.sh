@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# What the Makefile's targets run. It installs what is missing, builds, and runs
+# the unit tests here and everything that needs a kernel on the emulated host.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+export CGO_ENABLED=0
+export PATH=$PWD/bin:$PATH
+logs=out/test
+
+step() { printf '\n== %s (%s s)\n' "$*" "$SECONDS" >&2; }
+
+setup() {
+	step "setting up"
+	. test/setup/host.sh
+	go build -trimpath -o bin/ ./cmd/...
+}
+
+# The test binary of a package for the emulated host.
+lab_binary() { # package
+	mkdir -p bin/lab
+	go test -c -tags lab -o "bin/lab/$(basename "$1").test" "./$1"
+}
+
+# Counts the results in a log of `go test -v`, top-level tests and subtests alike.
+count() { # PASS|FAIL|SKIP file
+	grep -cE "^ *--- $1:" "$2" || true
+}
+
+# level NAME LOG STATUS: adds a level's results to the totals.
+passed=0 failed=0 skipped=0 summary=
+level() {
+	local p f s
+	p=$(count PASS "$2") f=$(count FAIL "$2") s=$(count SKIP "$2")
+	# A test binary that dies counts as a failure, and so does a skip where nothing may be missing.
+	if [ "$3" -ne 0 ] && [ "$f" -eq 0 ]; then f=1; fi
+	if [ "$p" -eq 0 ]; then f=$((f + 1)); fi
+	case $1 in unit) ;; *) f=$((f + s)) ;; esac
+	passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+	summary+=$(printf '%-28s %5d passed %4d failed %4d skipped  %4d s' "$1" "$p" "$f" "$s" "$((SECONDS - began))")$'\n'
+	if [ "$f" -ne 0 ]; then
+		printf '%s: failures, from %s:\n' "$1" "$2" >&2
+		grep -nE -B 12 -A 3 '^ *--- (FAIL|SKIP):|^panic:|^FAIL' "$2" | tail -n 80 >&2 || tail -n 40 "$2" >&2
+	fi
+}
+
+unit() {
+	step "unit tests"
+	began=$SECONDS
+	local status=0 dirty
+	mkdir -p $logs
+	dirty=$(git ls-files '*.go' 2>/dev/null | xargs -r gofmt -l) # outside a checkout there is nothing to list
+	if [ -n "$dirty" ]; then
+		printf 'gofmt: %s\n' "$dirty" >&2
+		status=1
+	fi
+	go vet ./... && go vet -tags lab ./... || status=1
+	go test -v -timeout 120s ./... >$logs/unit.log 2>&1 || status=1
+	level unit $logs/unit.log $status
+}
+
+# lab_level NAME PACKAGE [vflab options]: a package's tests on the emulated host.
+lab_level() {
+	local name=$1 package=$2 status=0
+	shift 2
+	step "$name, on the emulated host"
+	began=$SECONDS
+	lab_binary "$package"
+	vflab run --timeout 12m --out out "$@" -- sh -c "cd $package && exec $PWD/bin/lab/$(basename "$package").test -test.v -test.timeout 11m" >"$logs/$name.log" 2>&1 || status=$?
+	level "$name" "$logs/$name.log" $status
+}
+
+emulated_host() { # the emulated host's own guarantees: clean-up, exit status, reset
+	step "the emulated host"
+	began=$SECONDS
+	local status=0
+	vflab image
+	go test -v -tags labhost -timeout 600s ./test/lab/... >$logs/vflab.log 2>&1 || status=$?
+	level vflab $logs/vflab.log $status
+}
+
+finish() {
+	step "done"
+	printf '\n%s%d passed, %d failed, %d skipped\n' "$summary" $passed $failed $skipped
+	[ $failed -eq 0 ]
+}
+
+case ${1:-} in
+check)
+	setup
+	unit
+	finish
+	;;
+unit)
+	unit
+	finish
+	;;
+test)
+	setup
+	unit
+	emulated_host
+	lab_level kernel test/hostsuite
+	lab_level netlink sriov
+	lab_level hypervisor test/hvsuite
+	lab_level shim guestshim
+	lab_level command-line test/e2e
+	lab_level soak test/soak --kernel backports --clock deterministic
+	finish
+	;;
+demo)
+	setup
+	mkdir -p out
+	step "the emulated host"
+	exec vflab run --kernel backports --clock deterministic --timeout 15m --out out -- sh test/setup/demo.sh
+	;;
+soak)
+	setup
+	mkdir -p out
+	lab_binary test/soak
+	exec vflab run --kernel backports --clock deterministic --timeout 25m --out out --env SOAK_CYCLES="${CYCLES:-50}" -- \
+		sh -c "cd test/soak && exec $PWD/bin/lab/soak.test -test.v -test.timeout 24m"
+	;;
+bench)
+	setup
+	mkdir -p out
+	exec go run ./test/peerbench -out out/bench.json
+	;;
+fuzz)
+	setup
+	for package in $(go list ./...); do
+		for target in $(go test -list '^Fuzz' "$package" | grep '^Fuzz' || true); do
+			step "$package $target"
+			go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-10s}" "$package"
+		done
+	done
+	;;
+*)
+	echo "usage: $0 test|unit|check|demo|soak|bench|fuzz" >&2
+	exit 2
+	;;
+esac
