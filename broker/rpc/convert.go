@@ -65,13 +65,18 @@ func leaseProto(l broker.Lease) *pb.Lease {
 		Reason:      l.Reason,
 		Unsupported: l.Unsupported,
 		Target:      string(l.Target),
-	}
-	if !l.Created.IsZero() { // a dry run's lease never was
-		out.Created = timestamppb.New(l.Created)
+		Created:     timestamppb.New(l.Created),
 	}
 	for _, s := range l.Steps {
 		out.Steps = append(out.Steps, &pb.StepTime{Name: string(s.Name), Duration: durationpb.New(s.Duration)})
 	}
+	return out
+}
+
+// planProto is the lease that a dry run found: it has no id, generation, state or time, for it never was.
+func planProto(l broker.Lease) *pb.Lease {
+	out := leaseProto(l)
+	out.Id, out.Generation, out.State, out.Created = "", nil, pb.LeaseState_LEASE_STATE_UNSPECIFIED, nil
 	return out
 }
 

@@ -90,14 +90,17 @@ func (s *service) Acquire(ctx context.Context, r *pb.AcquireRequest) (*pb.Acquir
 	if err != nil {
 		return nil, err
 	}
-	acquire := s.broker.Plan
-	if !r.DryRun {
-		if err := s.mutable(); err != nil {
+	if r.DryRun {
+		planned, err := s.broker.Plan(ctx, caller, requestOf(r))
+		if err != nil {
 			return nil, err
 		}
-		acquire = s.broker.Acquire
+		return &pb.AcquireResponse{Lease: planProto(planned)}, nil
 	}
-	lease, err := acquire(ctx, caller, requestOf(r))
+	if err := s.mutable(); err != nil {
+		return nil, err
+	}
+	lease, err := s.broker.Acquire(ctx, caller, requestOf(r))
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,109 @@
+package rpc_test
+
+import (
+	"errors"
+	"net"
+	"path/filepath"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"vfbroker/broker"
+	pb "vfbroker/broker/brokerpb"
+	"vfbroker/broker/rpc"
+	"vfbroker/sriov"
+	"vfbroker/sriov/sysfs"
+	"vfbroker/test/fakehost"
+)
+
+// BenchmarkList is one call through the unix socket that lists all 1 024 VFs of
+// a host, decoded at the client's end.
+func BenchmarkList(b *testing.B) {
+	b.Run("1024", func(b *testing.B) {
+		client := serve(b, carvedHost(b, 8, 128))
+		b.ReportAllocs()
+		for b.Loop() {
+			reply, err := client.Inventory(b.Context(), &pb.InventoryRequest{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			vfs := 0
+			for _, pf := range reply.Pfs {
+				vfs += len(pf.Vfs)
+			}
+			if vfs != 1024 || reply.NextPageToken != "" {
+				b.Fatalf("the list has %d VFs and a next page %q, want all 1024", vfs, reply.NextPageToken)
+			}
+		}
+	})
+}
+
+// carvedHost is the file tree of a host, on disk so that it is no burden to the
+// collector, whose VFs are bound to no driver, as carve leaves them.
+func carvedHost(b *testing.B, pfs, vfsPerPF int) sysfs.FS {
+	b.Helper()
+	host := fakehost.Synthetic(pfs, vfsPerPF)
+	found, err := sriov.Discover(b.Context(), host)
+	for _, pf := range found {
+		for i := 0; i < len(pf.VFs) && err == nil; i++ {
+			err = host.Write("/sys/bus/pci/drivers/vfio-pci/unbind", pf.VFs[i].Addr.String())
+		}
+	}
+	root := b.TempDir()
+	if err := errors.Join(err, host.WriteTree(root)); err != nil {
+		b.Fatal(err)
+	}
+	tree, err := sysfs.Open(root)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return tree
+}
+
+// noAttributes are never asked for by a list.
+type noAttributes struct{ sriov.Attributes }
+
+// serve starts a server on a real unix socket, whose broker has every PF of the host on its allow-list.
+func serve(b *testing.B, host sysfs.FS) pb.BrokerClient {
+	b.Helper()
+	dir := b.TempDir()
+	store, err := broker.OpenJournal(filepath.Join(dir, "journal.db"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { store.Close() })
+	pfs, err := sriov.Discover(b.Context(), host)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var policy broker.Policy
+	for _, pf := range pfs {
+		policy.PFs = append(policy.PFs, broker.PFPolicy{PF: pf.ID})
+	}
+	br, err := broker.Open(b.Context(), broker.Options{FS: host, Attributes: noAttributes{}, Store: store, Policy: policy})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(br.Close)
+	server := rpc.NewServer(rpc.Options{Broker: br})
+	socket := filepath.Join(dir, "api.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		b.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		conn.Close()
+		server.Stop(b.Context())
+		if err := <-served; err != nil {
+			b.Error(err)
+		}
+	})
+	return pb.NewBrokerClient(conn)
+}
