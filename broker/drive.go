@@ -13,8 +13,8 @@ import (
 func (b *Broker) start(e *entry, recovering bool) {
 	b.mu.Lock()
 	if e.driven {
+		e.nudge() // under the lock, or the driver could come to rest in between
 		b.mu.Unlock()
-		e.nudge()
 		return
 	}
 	e.driven = true
