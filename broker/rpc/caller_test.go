@@ -31,23 +31,15 @@ func (r *rig) as(uid int) pb.BrokerClient {
 			r.t.Fatal(err)
 		}
 	}
-	dial := func(context.Context, string) (net.Conn, error) {
-		type result struct {
-			conn net.Conn
-			err  error
-		}
-		done := make(chan result)
-		go func() {
-			runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+	dial := func(context.Context, string) (conn net.Conn, err error) {
+		throwaway(func() {
 			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
-				done <- result{nil, errno}
+				err = errno
 				return
 			}
-			conn, err := net.Dial("unix", r.socket)
-			done <- result{conn, err}
-		}()
-		got := <-done
-		return got.conn, got.err
+			conn, err = net.Dial("unix", r.socket)
+		})
+		return conn, err
 	}
 	conn, err := grpc.NewClient("passthrough:///x", grpc.WithContextDialer(dial), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -55,6 +47,22 @@ func (r *rig) as(uid int) pb.BrokerClient {
 	}
 	r.t.Cleanup(func() { conn.Close() })
 	return pb.NewBrokerClient(conn)
+}
+
+// throwaway runs f on a thread that ends with it.
+func throwaway(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // a goroutine that ends locked takes its thread with it,
+		if unix.Gettid() == unix.Getpid() {
+			throwaway(f) // but for the process's first one
+			runtime.UnlockOSThread()
+			return
+		}
+		f()
+	}()
+	<-done
 }
 
 func TestWhoMay(t *testing.T) {

@@ -233,6 +233,7 @@ func TestTooManyCalls(t *testing.T) {
 			t.Fatalf("over the limit: %v, want %v", err, broker.ErrUnavailable)
 		}
 	}
+	r.hv.Behave("a", fakehv.Willing) // if it has not been asked yet
 	r.hv.LetGo("a")
 	for range limit {
 		if err := <-results; err != nil {
