@@ -14,12 +14,12 @@ import (
 // traits is what a PF's driver makes of VF attributes (its ndo_set_vf_* and
 // ndo_get_vf_config).
 type traits struct {
-	supports  []string // names of attributes that can be set
-	minRate   bool     // a minimum rate can be set
-	needsLink bool     // rates are refused while the link is down, and above its speed
-	spoofchk  bool     // what spoof check is on a fresh VF
-	silent    bool     // spoof check and trust are not reported
-	addrLen   int      // of the PF's interface
+	supports []string // names of attributes that can be set
+	minRate  bool     // a minimum rate can be set
+	mailbox  bool     // PF and VF talk by mailbox, which needs a PF that is up; so do rates
+	spoofchk bool     // what spoof check is on a fresh VF
+	silent   bool     // spoof check and trust are not reported
+	addrLen  int      // of the PF's interface
 }
 
 // traitsOf are the drivers that are modelled: igb
@@ -32,7 +32,7 @@ func traitsOf(driver string, class uint32) traits {
 	}
 	switch {
 	case driver == "igb":
-		return traits{supports: ethernet, needsLink: true, spoofchk: true, addrLen: 6}
+		return traits{supports: ethernet, mailbox: true, spoofchk: true, addrLen: 6}
 	case driver == "mlx5_core" && class>>8 == classInfiniBand:
 		return traits{supports: []string{sriov.AttrLinkState}, silent: true, addrLen: 20}
 	case driver == "mlx5_core":
@@ -255,7 +255,7 @@ func (s vfState) withRates(d *device, least, most int) (vfState, error) {
 	switch {
 	case least < 0, most < 0, most > 0 && least > most,
 		least > 0 && !t.minRate,
-		t.needsLink && (!d.netdev.up || most > linkSpeed):
+		t.mailbox && (!d.netdev.up || most > linkSpeed):
 		return s, syscall.EINVAL
 	}
 	return s, nil

@@ -142,7 +142,7 @@ func (h *Host) detach(d *device) {
 	h.emit("unbind", d)
 }
 
-// held says whether somebody has the VFIO device of d, or of one of its VFs, open. The kernel
+// inUse says whether somebody has the VFIO device of d, or of one of its VFs, open. The kernel
 // asks the holder to let go and waits; the fake refuses, so that no test waits for ever.
 func (h *Host) inUse(d *device) bool {
 	if d.held {
@@ -150,7 +150,7 @@ func (h *Host) inUse(d *device) bool {
 	}
 	if d.sriov != nil {
 		for i := range d.sriov.vfs {
-			if h.devices[d.vfAddr(i)].held {
+			if vf := h.devices[d.vfAddr(i)]; vf != nil && vf.held {
 				return true
 			}
 		}
@@ -263,7 +263,7 @@ func (h *Host) tick() {
 // plant makes what every host has.
 func (h *Host) plant() {
 	for _, dir := range []string{"/sys/bus/pci/devices", "/sys/bus/pci/drivers", "/sys/kernel/iommu_groups",
-		"/sys/class/net", "/sys/class/iommu", "/sys/module", "/sys/devices/system/node", "/dev/vfio"} {
+		"/sys/class/net", "/sys/class/vfio", "/sys/class/iommu", "/sys/module", "/sys/devices/system/node", "/dev/vfio"} {
 		h.dir(dir)
 	}
 	h.put("/sys/bus/pci/drivers_probe", &node{mode: 0o200, store: (*Host).storeProbe})

@@ -99,7 +99,14 @@ func deviceAttrs() []attr {
 		{"resource", 0o444, func(*Host, *device) string { return strings.Repeat(resourceLine, 13) }, nil},
 		{"config", 0o644, func(_ *Host, d *device) string { return string(d.config()) }, nil},
 		{"driver_override", 0o644, showOverride, (*Host).storeOverride},
+	}
+}
+
+// hotplugAttrs are not there for VFs (drivers/pci/pci-sysfs.c pci_dev_hp_attrs_are_visible).
+func hotplugAttrs() []attr {
+	return []attr{
 		{"remove", 0o200, nil, (*Host).storeRemove},
+		{"rescan", 0o200, nil, func(h *Host, _ *device, value string) error { return (*Host).storeRescan(h, nil, value) }},
 	}
 }
 
@@ -153,6 +160,9 @@ func (h *Host) addDevice(d *device) {
 	d.resetOrder = slices.Clone(d.resets)
 	h.put(d.path, newDir())
 	h.addAttrs(d, deviceAttrs())
+	if !d.isVF() {
+		h.addAttrs(d, hotplugAttrs())
+	}
 	if d.sriov != nil {
 		h.addAttrs(d, sriovAttrs())
 	}
@@ -199,14 +209,20 @@ func (d *device) uevent() string {
 
 // storeRemove is the remove file (drivers/pci/pci-sysfs.c): any number but 0.
 func (h *Host) storeRemove(d *device, value string) error {
-	v, err := strconv.ParseUint(strings.TrimSuffix(value, "\n"), 0, 64)
-	if err != nil {
-		return syscall.EINVAL
-	}
-	if v != 0 {
+	yes, err := kstrtoul(value)
+	if yes != 0 {
 		h.takeAway(d)
 	}
-	return nil
+	return err
+}
+
+// kstrtoul is lib/kstrtox.c: decimal, 0x or 0 octal, and a newline or none.
+func kstrtoul(value string) (uint64, error) {
+	v, err := strconv.ParseUint(strings.TrimPrefix(strings.TrimSuffix(value, "\n"), "+"), 0, 64)
+	if err != nil || strings.Contains(value, "_") {
+		return 0, syscall.EINVAL
+	}
+	return v, nil
 }
 
 // netdev is a network interface that a function's driver makes.

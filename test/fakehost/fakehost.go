@@ -36,6 +36,7 @@ type Host struct {
 	drivers   []*driver            // in the order of registration
 	groups    map[int][]pci.Addr
 	freeGroup int               // no lower number is free
+	minor     int               // of the next VFIO node
 	roots     map[string]string // root bus such as 0000:00 to its directory
 	iommu     bool
 	ifindex   int
@@ -108,6 +109,7 @@ func (h *Host) Clone() *Host {
 		groups:    make(map[int][]pci.Addr, len(h.groups)),
 		roots:     maps.Clone(h.roots),
 		freeGroup: h.freeGroup,
+		minor:     h.minor,
 		iommu:     h.iommu,
 		ifindex:   h.ifindex,
 		boots:     h.boots,

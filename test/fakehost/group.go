@@ -25,7 +25,7 @@ func (h *Host) joinGroup(d *device) {
 		}
 		d.group = h.freeGroup
 		h.put(groupDir(d.group)+"/devices", newDir())
-		h.file(groupDir(d.group)+"/type", "DMA\n")
+		h.file(groupDir(d.group)+"/type", "DMA-FQ\n")
 		h.file(groupDir(d.group)+"/reserved_regions", "0x00000000fee00000 0x00000000feefffff msi\n")
 	}
 	h.groups[d.group] = append(h.groups[d.group], d.addr)
@@ -94,7 +94,7 @@ func (h *Host) leaveGroup(d *device) {
 func vfioNode(group int) string { return "/dev/vfio/" + itoa(group) }
 
 const (
-	vfioMajor = 242 // dynamic; what a small host gets
+	vfioMajor = 244 // dynamic; what a small host gets
 	miscVFIO  = 10<<8 | 196
 )
 
@@ -119,8 +119,13 @@ func (h *Host) addVFIO(d *device) {
 	if n, _, err := h.walk(name, false); err == nil && n != nil {
 		return
 	}
-	h.put(name, &node{mode: fs.ModeDevice | fs.ModeCharDevice | 0o600, rdev: uint64(vfioMajor<<8 | d.group)})
+	h.put(name, &node{mode: fs.ModeDevice | fs.ModeCharDevice | 0o600, rdev: uint64(vfioMajor<<8 | h.minor)})
+	h.minor++
+	h.dir(vfioClass(d.group))
+	h.link("/sys/class/vfio/"+itoa(d.group), vfioClass(d.group))
 }
+
+func vfioClass(group int) string { return "/sys/devices/virtual/vfio/" + itoa(group) }
 
 // removeVFIO takes the node away with the last function that is bound so.
 func (h *Host) removeVFIO(d *device) {
@@ -131,6 +136,6 @@ func (h *Host) removeVFIO(d *device) {
 		}
 	}
 	if d.group >= 0 {
-		h.drop(vfioNode(d.group))
+		unlink(h, vfioNode(d.group), "/sys/class/vfio/"+itoa(d.group), vfioClass(d.group))
 	}
 }

@@ -29,7 +29,9 @@ func (h *Host) mustPF(addr pci.Addr) *device {
 	return d
 }
 
-// Remove takes a function away as a surprise removal does, open or not; Rescan brings it back.
+// Remove takes a function away as a surprise removal does, open or not. Rescan
+// brings it back, but not a VF (drivers/pci/iov.c pci_iov_remove_virtfn), which
+// comes with the next carve.
 func (h *Host) Remove(addr pci.Addr) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -37,10 +39,13 @@ func (h *Host) Remove(addr pci.Addr) {
 }
 
 func (h *Host) takeAway(d *device) {
-	h.removeDevice(d)
-	if !d.isVF() { // a VF comes back only when its PF is carved anew
+	if d.isVF() {
+		h.drop(h.devices[d.pf].path + "/virtfn" + itoa(d.index))
+	} else {
 		h.removed[d.addr] = d
 	}
+	d.held = false
+	h.removeDevice(d)
 }
 
 // Rescan finds functions that were removed and binds their drivers
@@ -56,15 +61,21 @@ func (h *Host) rescan() {
 		d := h.removed[addr]
 		delete(h.removed, addr)
 		d.override = ""
+		if d.sriov != nil {
+			d.sriov.autoprobe = true
+		}
 		h.addDevice(d)
 		h.attach(d)
 	}
 }
 
 // storeRescan is the bus's rescan file (drivers/pci/pci-sysfs.c).
-func (h *Host) storeRescan(*node, string) error {
-	h.rescan()
-	return nil
+func (h *Host) storeRescan(_ *node, value string) error {
+	yes, err := kstrtoul(value)
+	if yes != 0 {
+		h.rescan()
+	}
+	return err
 }
 
 // Reboot starts the kernel anew: another boot id, no VFs, overrides and owners
@@ -188,7 +199,7 @@ func (h *Host) NoIOMMU() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.iommu = false
-	unlink(h, "/sys/class/iommu/dmar0")
+	unlink(h, "/sys/class/iommu/dmar0", "/sys/devices/virtual/iommu")
 	for _, d := range h.sorted() {
 		if drv := h.driverNamed(d.driver); drv != nil && drv.vfio {
 			h.detach(d)

@@ -2,7 +2,6 @@ package fakehost
 
 import (
 	"path"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -31,8 +30,8 @@ func (d *device) vfAddr(index int) pci.Addr {
 // storeNumVFs is sriov_numvfs (drivers/pci/iov.c sriov_numvfs_store). The
 // order of the checks is the kernel's.
 func (h *Host) storeNumVFs(d *device, value string) error {
-	n, err := strconv.ParseUint(strings.TrimPrefix(strings.TrimSuffix(value, "\n"), "+"), 0, 16) // kstrtou16
-	if err != nil {
+	n, err := kstrtoul(value)
+	if err != nil || n > 0xffff { // kstrtou16
 		return syscall.EINVAL
 	}
 	drv := h.driverNamed(d.driver)
@@ -84,6 +83,7 @@ func (h *Host) enableVFs(pf *device, n int) {
 		h.addDevice(vf)
 		h.link(vf.path+"/physfn", pf.path)
 		h.link(pf.path+"/virtfn"+itoa(i), vf.path)
+		h.emit("change", vf)
 		if pf.sriov.autoprobe {
 			h.probeAfter(vf, h.lag)
 		}
@@ -91,7 +91,8 @@ func (h *Host) enableVFs(pf *device, n int) {
 	h.emit("change", pf)
 }
 
-// disableVFs removes all VFs of a PF (drivers/pci/iov.c sriov_disable).
+// disableVFs removes all VFs of a PF (drivers/pci/iov.c sriov_disable). Unlike
+// sriov_enable it tells nothing of the PF.
 func (h *Host) disableVFs(pf *device) {
 	if len(pf.sriov.vfs) == 0 {
 		return
@@ -103,5 +104,4 @@ func (h *Host) disableVFs(pf *device) {
 		h.drop(pf.path + "/virtfn" + itoa(i))
 	}
 	pf.sriov.vfs = nil
-	h.emit("change", pf)
 }

@@ -54,22 +54,13 @@ func (d *device) linkLayer() string {
 func (d *device) netDir() string { return d.path + "/net/" + d.netdev.name }
 
 // addNetdev registers the interface of a function (net/core/dev.c
-// register_netdevice, net/core/net-sysfs.c). A VF without an address from its PF makes
-// one up and tells the PF, whose list then shows it (igbvf_probe, igb_set_vf_mac_addr).
+// register_netdevice, net/core/net-sysfs.c).
 func (h *Host) addNetdev(d *device) {
 	if d.netdev == nil {
 		d.netdev = &netdev{name: h.freeName()}
 	}
-	if d.isVF() && !d.infiniBand() {
-		state := &h.devices[d.pf].sriov.vfs[d.index]
-		if isZero(state.mac) {
-			state.mac = madeUp(d.addr)
-			d.netdev.random = true
-		}
-		d.netdev.mac = state.mac
-	}
-	if d.isVF() && d.infiniBand() {
-		d.netdev.mac, d.netdev.random = make(net.HardwareAddr, 20), true
+	if d.isVF() {
+		h.giveAddress(d)
 	}
 	h.ifindex++
 	d.netdev.ifindex = h.ifindex
@@ -85,6 +76,25 @@ func (h *Host) addNetdev(d *device) {
 	h.link(dir+"/subsystem", "/sys/class/net")
 	h.link("/sys/class/net/"+d.netdev.name, dir)
 	h.emitNet("add", d)
+}
+
+// giveAddress is how a VF's driver gets its address: the one that the PF has for it, else it
+// makes one up and tells the PF, whose list then shows it. Where they talk by mailbox and
+// the PF is down, neither hears of the other (igbvf_probe, igb_set_vf_mac_addr).
+func (h *Host) giveAddress(d *device) {
+	if d.infiniBand() {
+		d.netdev.mac, d.netdev.random = make(net.HardwareAddr, 20), true
+		return
+	}
+	pf := h.devices[d.pf]
+	state := &pf.sriov.vfs[d.index]
+	heard := pf.netdev != nil && pf.netdev.up || !pf.sriov.traits.mailbox
+	if d.netdev.mac = state.mac; !heard || isZero(state.mac) {
+		d.netdev.mac, d.netdev.random = madeUp(d.addr), true
+	}
+	if heard {
+		state.mac = d.netdev.mac
+	}
 }
 
 // removeNetdev unregisters it. It comes back down and with another index.

@@ -23,7 +23,7 @@ import (
 //	iommu intel                       the host has an IOMMU
 //	root 0000:00 [below=ADDR]         a root bus, e.g. of a VMD controller
 //	driver NAME [ids=v:d,v:d] [class=0604] [sriov] [net] [rdma] [vfio] [absent]
-//	device ADDR VENDOR:ID class=020000 [bus=01-02] [acs] [reset=flr,bus] [driver=NAME] [numa=N] [serial=HEX]
+//	device ADDR VENDOR:ID class=020000 [bus=01-02] [acs] [reset=flr,bus] [driver=NAME] [numa=N] [serial=HEX] [sub=v:d]
 //	       [vfs=TOTAL vf=ID offset=N stride=N] [net=NAME mac=MAC [down]] [rdma=NAME guid=HEX]
 //	carve ADDR N [driver=NAME]        VFs that are there from the start, bound so
 //	unreadable PATH ERRNO             every access fails, e.g. EIO
@@ -158,7 +158,8 @@ func (h *Host) parseLine(l *line) error {
 	switch l.verb {
 	case "iommu":
 		h.iommu = true
-		h.file("/sys/class/iommu/dmar0/intel-iommu/version", "1:0\n")
+		h.file("/sys/devices/virtual/iommu/dmar0/intel-iommu/version", "1:0\n")
+		h.link("/sys/class/iommu/dmar0", "/sys/devices/virtual/iommu/dmar0")
 		return l.done()
 	case "root":
 		return h.parseRoot(l)
@@ -220,6 +221,10 @@ func (h *Host) parseDevice(l *line) error {
 			l.fail("bus=%s: want 01 or 01-04", text)
 		}
 		d.bridge, d.bus, d.lastBus = true, uint8(lo), uint8(hi)
+	}
+	if text, ok := l.get("sub"); ok {
+		sub := l.ids(text)
+		d.subVendor, d.subDevice = uint16(sub>>16), uint16(sub)
 	}
 	if text, ok := l.get("reset"); ok {
 		d.resets = strings.Split(text, ",")

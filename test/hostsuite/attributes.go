@@ -48,7 +48,7 @@ func (h *host) attrs() []sriov.VFAttrs {
 }
 
 func testAttributes(t *testing.T, h *host) {
-	h.carve(3)
+	h.vfs()
 	if !h.IsNetPF {
 		if _, err := h.Attributes.VFs(h.ctx(), h.pf()); !errors.Is(err, sriov.ErrNoNetdev) {
 			t.Errorf("attributes of a PF without interface: %v, want ErrNoNetdev", err)
@@ -97,7 +97,7 @@ func (h *host) sameNames(unsupported []string) {
 
 // testAttributeLimits: what a driver refuses is an error, and changes nothing.
 func testAttributeLimits(t *testing.T, h *host) {
-	h.carve(2)
+	h.vfs()
 	pf := h.pf()
 	if !h.IsNetPF {
 		return // testAttributes has the refusal
@@ -110,7 +110,7 @@ func testAttributeLimits(t *testing.T, h *host) {
 		vf   int
 		want sriov.VFAttrs
 	}{
-		{"VF that is not there", sriov.AttrMAC, 2, sriov.VFAttrs{MAC: testMAC(1)}},
+		{"VF that is not there", sriov.AttrMAC, 3, sriov.VFAttrs{MAC: testMAC(1)}},
 		{"multicast address", sriov.AttrMAC, 0, sriov.VFAttrs{MAC: net.HardwareAddr{1, 0, 0x5e, 0, 0, 1}}},
 		{"VLAN over 12 bits", sriov.AttrVLAN, 0, sriov.VFAttrs{VLAN: new(4096)}},
 		{"QoS over 3 bits", sriov.AttrQoS, 0, sriov.VFAttrs{VLAN: new(1), QoS: new(8)}},
@@ -143,17 +143,20 @@ func testAttributeLimits(t *testing.T, h *host) {
 // testOwnAddress: a VF's driver takes the address that the PF gave, and makes
 // one up without it, which the PF's list then shows.
 func testOwnAddress(t *testing.T, h *host) {
-	vfs := h.carve(2)
+	vfs := h.vfs()
 	if !h.IsNetPF || !h.supports(sriov.AttrMAC) {
 		return // testAttributes has the refusal
 	}
 	h.set(0, sriov.VFAttrs{MAC: testMAC(7)})
 	h.bind(vfs[0], h.VFDriver)
 	h.bind(vfs[1], h.VFDriver)
-	if got := h.address(vfs[0].Addr); got != testMAC(7).String() {
-		t.Errorf("VF 0 has address %s, want %s from its PF", got, testMAC(7))
+	if got, random := h.address(vfs[0].Addr); got != testMAC(7).String() || random {
+		t.Errorf("VF 0 has address %s, made up: %t, want %s from its PF", got, random, testMAC(7))
 	}
-	made := h.address(vfs[1].Addr)
+	made, random := h.address(vfs[1].Addr)
+	if !random {
+		t.Errorf("VF 1 has address %s, want it marked as made up", made)
+	}
 	all := h.attrs()
 	if got := all[0].MAC.String(); got != testMAC(7).String() {
 		t.Errorf("the PF says that VF 0 has %s, want %s", got, testMAC(7))
@@ -170,9 +173,11 @@ func testOwnAddress(t *testing.T, h *host) {
 	}
 }
 
-// address is that of the interface of a VF, once it is there.
-func (h *host) address(vf pci.Addr) (mac string) {
+// address is that of the interface of a VF, once it is there, and whether the
+// driver made it up (addr_assign_type 1).
+func (h *host) address(vf pci.Addr) (mac string, random bool) {
 	h.t.Helper()
+	assigned := ""
 	h.await("an interface of "+vf.String(), func() (bool, error) {
 		names, err := h.FS.ReadDir(vf.Dir() + "/net")
 		if errors.Is(err, fs.ErrNotExist) || err == nil && len(names) == 0 {
@@ -181,14 +186,18 @@ func (h *host) address(vf pci.Addr) (mac string) {
 		if err == nil {
 			mac, err = sysfs.ReadString(h.FS, vf.Dir()+"/net/"+names[0]+"/address")
 		}
+		if err == nil {
+			assigned, err = sysfs.ReadString(h.FS, vf.Dir()+"/net/"+names[0]+"/addr_assign_type")
+		}
 		return err == nil, err
 	})
-	return mac
+	return mac, assigned == "1"
 }
 
-// testPFDown: VFs can be carved and bound while the PF is down, and a driver
-// that needs the link for a rate says so.
+// testPFDown: VFs can be bound and set to their defaults while the PF is down;
+// where PF and VF talk by mailbox, a rate is refused and the VF does not hear of its address.
 func testPFDown(t *testing.T, h *host) {
+	vfs := h.vfs()
 	if !h.IsNetPF {
 		if pf := h.pf(); pf.Up || pf.Netdev != "" {
 			t.Errorf("PF without interface: %+v", pf)
@@ -200,13 +209,20 @@ func testPFDown(t *testing.T, h *host) {
 	if h.pf().Up {
 		t.Error("the PF reads as up")
 	}
-	vfs := h.carve(2)
 	h.bind(vfs[0], iommu.VFIO)
 	h.sameNames(h.set(0, sriov.DefaultAttrs()))
 	if !h.supports(sriov.AttrMaxRate) {
 		return
 	}
-	if _, err := h.Attributes.Set(h.ctx(), h.pf(), 0, sriov.VFAttrs{MaxRate: new(100)}); (err != nil) != h.RateNeedsUp {
+	if _, err := h.Attributes.Set(h.ctx(), h.pf(), 0, sriov.VFAttrs{MaxRate: new(100)}); (err != nil) != h.Mailbox {
 		t.Errorf("set a rate on a PF that is down: %v", err)
+	}
+	h.set(1, sriov.VFAttrs{MAC: testMAC(8)})
+	h.bind(vfs[1], h.VFDriver)
+	if got, _ := h.address(vfs[1].Addr); (got == testMAC(8).String()) == h.Mailbox {
+		t.Errorf("VF 1 of a PF that is down has address %s", got)
+	}
+	if got := h.attrs()[1].MAC.String(); got != testMAC(8).String() {
+		t.Errorf("the PF says that VF 1 has %s, want %s as set", got, testMAC(8))
 	}
 }

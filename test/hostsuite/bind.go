@@ -17,13 +17,17 @@ import (
 
 // testFileRules checks what fs/kernfs and fs/sysfs make of a wrong access.
 func testFileRules(t *testing.T, h *host) {
-	vf := h.carve(1)[0]
+	vf := h.vfs()[0]
 	dir := vf.Addr.Dir()
 	h.try(
 		write{dir + "/vendor", "1", syscall.EACCES},
 		write{dir + "/nothing", "1", syscall.ENOENT},
 		write{dir, "1", syscall.EISDIR},
 		write{dir + "/vendor/x", "1", syscall.ENOTDIR},
+		write{dir + "/remove", "1", syscall.ENOENT}, // only its PF can be removed
+		write{h.PF.Dir() + "/remove", "x", syscall.EINVAL},
+		write{"/sys/bus/pci/rescan", "x", syscall.EINVAL},
+		write{"/proc/sys/kernel/random/boot_id", "1", syscall.EACCES},
 	)
 	for _, tt := range []struct {
 		name string
@@ -65,7 +69,7 @@ func second[T any](_ T, err error) error { return err }
 // testBindRules checks the answers of drivers/base/bus.c and drivers/pci/pci-driver.c
 // for a VF of a PF with autoprobe off.
 func testBindRules(t *testing.T, h *host) {
-	vf := h.carve(1)[0]
+	vf := h.vfs()[0]
 	addr, dir := vf.Addr.String(), vf.Addr.Dir()
 	vfio, own := driverDir(iommu.VFIO), driverDir(h.VFDriver)
 	bound := func(want string) {
@@ -111,7 +115,7 @@ func testBindRules(t *testing.T, h *host) {
 }
 
 func testOverride(t *testing.T, h *host) {
-	vf := h.carve(1)[0]
+	vf := h.vfs()[0]
 	file := vf.Addr.Dir() + "/driver_override"
 	for _, tt := range []struct{ value, want string }{
 		{"", "(null)"},
@@ -142,7 +146,7 @@ func testOverride(t *testing.T, h *host) {
 
 // testBindAndBack takes a VF from the kernel's driver to vfio-pci and back.
 func testBindAndBack(t *testing.T, h *host) {
-	vf := h.carve(1)[0]
+	vf := h.vfs()[0]
 	h.bind(vf, h.VFDriver)
 	for range 2 {
 		h.bind(vf, iommu.VFIO)
@@ -172,7 +176,7 @@ func testBindAndBack(t *testing.T, h *host) {
 // testNode: the group's device node is there while a function of the group is
 // bound to vfio-pci, new and root's each time.
 func testNode(t *testing.T, h *host) {
-	vfs := h.carve(2)
+	vfs := h.vfs()
 	vf := vfs[0]
 	node := iommu.Node(vf.Group)
 	gone := func() {
@@ -220,6 +224,9 @@ func testNode(t *testing.T, h *host) {
 	h.owner(vfs[0].Group, 0, 0) // the other one keeps its node, shared or not
 	h.carve(0)
 	gone()
+	if _, err := iommu.Members(h.FS, vf.Group); (err != nil) != h.Isolated {
+		t.Errorf("group %d after its VF went: %v", vf.Group, err)
+	}
 }
 
 func (h *host) owner(group, uid, gid int) {
@@ -239,7 +246,7 @@ func (h *host) owner(group, uid, gid int) {
 
 // testIsolation: each VF alone in its group, or a refusal that names who shares it.
 func testIsolation(t *testing.T, h *host) {
-	vfs := h.carve(3)
+	vfs := h.vfs()
 	groups := map[int]pci.Addr{}
 	for _, vf := range vfs {
 		members, err := iommu.Members(h.FS, vf.Group)
@@ -266,11 +273,25 @@ func testIsolation(t *testing.T, h *host) {
 			}
 		}
 	}
-	h.carve(0)
-	for group := range groups {
-		if _, err := iommu.Members(h.FS, group); err == nil {
-			t.Errorf("group %d is there without VFs", group)
-		}
+}
+
+// testUnsafeInterrupts: where the administrator allows what a guest can abuse,
+// nothing is isolated (drivers/vfio/vfio_iommu_type1.c).
+func testUnsafeInterrupts(t *testing.T, h *host) {
+	const file = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
+	vf := h.vfs()[0]
+	h.try(write{file, "maybe", syscall.EINVAL}, write{file, "Y", 0})
+	err := iommu.Check(h.FS, vf.Addr)
+	h.try(write{file, "0\n", 0})
+	if got := h.read(file); got != "N" {
+		t.Errorf("allow_unsafe_interrupts reads %q after 0, want N", got)
+	}
+	var refused *iommu.NotIsolatedError
+	if !errors.As(err, &refused) || !strings.Contains(err.Error(), "allow_unsafe_interrupts") {
+		t.Errorf("unsafe interrupts are allowed: %v, want a refusal that names the switch", err)
+	}
+	if err := iommu.Check(h.FS, vf.Addr); (err == nil) != h.Isolated {
+		t.Errorf("they are not allowed any more: %v", err)
 	}
 }
 
@@ -287,7 +308,7 @@ func (h *host) names(refused *iommu.NotIsolatedError, blocker pci.Addr) {
 
 // testReset checks function reset and drivers/pci/pci.c reset_method.
 func testReset(t *testing.T, h *host) {
-	vf := h.carve(1)[0]
+	vf := h.vfs()[0]
 	h.bind(vf, iommu.VFIO)
 	dir := vf.Addr.Dir()
 	methods := h.read(dir + "/reset_method")

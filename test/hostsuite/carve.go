@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -16,7 +17,7 @@ import (
 )
 
 func testDiscovery(t *testing.T, h *host) {
-	h.carve(3)
+	h.vfs()
 	found, err := sriov.Discover(h.ctx(), h.FS)
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +72,7 @@ func testNoPF(t *testing.T, h *host) {
 		want error
 	}{
 		{"ordinary function", h.Ordinary, sriov.ErrNotPF},
-		{"VF", h.carve(1)[0].Addr, sriov.ErrNotPF},
+		{"VF", h.vfs()[0].Addr, sriov.ErrNotPF},
 		{"absent function", absent, fs.ErrNotExist},
 	} {
 		if _, err := sriov.ReadPF(h.FS, tt.addr); !errors.Is(err, tt.want) {
@@ -91,7 +92,7 @@ func testNoPF(t *testing.T, h *host) {
 }
 
 func testMalformedAddress(t *testing.T, h *host) {
-	vf := h.carve(1)[0]
+	vf := h.vfs()[0]
 	h.bind(vf, iommu.VFIO)
 	for _, text := range []string{"01:00.0", "0000:01:00", "0000:01:20.0", "0000:01:00.8", "0000:01:00.0 ", "../" + vf.Addr.String(), "x"} {
 		if addr, err := pci.ParseAddr(text); err == nil {
@@ -110,6 +111,7 @@ func testMalformedAddress(t *testing.T, h *host) {
 
 // testNumVFsRules checks the answers of drivers/pci/iov.c sriov_numvfs_store.
 func testNumVFsRules(t *testing.T, h *host) {
+	h.carve(0)
 	total := h.pf().TotalVFs
 	numvfs := h.PF.Dir() + "/sriov_numvfs"
 	autoprobe := h.PF.Dir() + "/sriov_drivers_autoprobe"
@@ -148,60 +150,69 @@ func testNumVFsRules(t *testing.T, h *host) {
 	}
 }
 
+// testCarve is one walk: each step starts where the last one ended.
 func testCarve(t *testing.T, h *host) {
-	total := h.pf().TotalVFs
-	zero := func() {
-		if _, err := sriov.Carve(h.ctx(), h.FS, h.PF, 0); err != nil {
-			t.Fatal(err)
-		}
-	}
+	total := h.carve0().TotalVFs
 	for _, tt := range []struct {
-		name   string
-		counts []int // all but the last succeed
-		ok     bool
-		left   int
-		writes int // of the last carve
+		name  string
+		count int
+		ok    bool
+		left  int
+		zeros int // writes of 0 to sriov_numvfs
+		other int // of anything else
 	}{
-		{"some", []int{2}, true, 2, 1},
-		{"all", []int{total}, true, total, 1},
-		{"back to 0", []int{total, 0}, true, 0, 1},
-		{"more, through 0", []int{2, 3}, true, 3, 2},
-		{"fewer, through 0", []int{3, 1}, true, 1, 2},
-		{"equal is no write", []int{2, 2}, true, 2, 0},
-		{"0 is no write", []int{0}, true, 0, 0},
-		{"over the maximum", []int{2, total + 1}, false, 2, 0},
-		{"negative", []int{2, -1}, false, 2, 0},
+		{"0 is no write", 0, true, 0, 0, 0},
+		{"some", 2, true, 2, 0, 1},
+		{"equal is no write", 2, true, 2, 0, 0},
+		{"over the maximum", total + 1, false, 2, 0, 0},
+		{"negative", -1, false, 2, 0, 0},
+		{"more, through 0", total, true, total, 1, 1},
+		{"fewer, through 0", 1, true, 1, 1, 1},
+		{"back to 0", 0, true, 0, 1, 0},
 	} {
-		zero()
-		var r *recorder
-		var err error
-		for _, n := range tt.counts {
-			r = &recorder{FS: h.FS}
-			_, err = sriov.Carve(h.ctx(), r, h.PF, n)
-		}
+		r := &recorder{FS: h.FS}
+		got, err := sriov.Carve(h.ctx(), r, h.PF, tt.count)
 		pf := h.pf()
-		writes := 0
-		for _, w := range r.writes {
-			if w != "0 > "+h.PF.Dir()+"/sriov_drivers_autoprobe" {
-				writes++
-			}
+		if (err == nil) != tt.ok || got != tt.left || pf.NumVFs != tt.left || len(pf.VFs) != tt.left {
+			t.Errorf("%s: %d, %v, and %d VFs; want success %t and %d VFs", tt.name, got, err, pf.NumVFs, tt.ok, tt.left)
 		}
-		if (err == nil) != tt.ok || pf.NumVFs != tt.left || len(pf.VFs) != tt.left || writes != tt.writes {
-			t.Errorf("%s: %v, %d VFs after %q; want success %t, %d VFs, %d writes", tt.name, err, pf.NumVFs, r.writes, tt.ok, tt.left, tt.writes)
+		if zeros, other := r.numvfs(h.PF); zeros != tt.zeros || other != tt.other {
+			t.Errorf("%s wrote %q, want %d times 0 and %d counts", tt.name, r.writes, tt.zeros, tt.other)
 		}
-		if tt.ok && pf.NumVFs > 0 && pf.Autoprobe {
-			t.Errorf("%s: autoprobe is left on", tt.name)
+		if pf.NumVFs > 0 && pf.Autoprobe {
+			t.Errorf("%s: autoprobe is on", tt.name)
 		}
 	}
 }
 
-// testPartial carves with a driver that enables fewer VFs than asked for and
-// calls that success; a host that cannot be made to do so must enable all, for every count.
-func testPartial(t *testing.T, h *host) {
-	if h.Partial == nil {
-		for n := 1; n <= h.pf().TotalVFs; n++ {
-			h.carve(n)
+// carve0 leaves no VFs and autoprobe on, as a kernel starts.
+func (h *host) carve0() sriov.PF {
+	h.t.Helper()
+	h.carve(0)
+	h.try(write{h.PF.Dir() + "/sriov_drivers_autoprobe", "1", 0})
+	return h.pf()
+}
+
+// numvfs counts the writes to sriov_numvfs.
+func (r *recorder) numvfs(pf pci.Addr) (zeros, other int) {
+	for _, w := range r.writes {
+		switch value, name, _ := strings.Cut(w, " > "); {
+		case name != pf.Dir()+"/sriov_numvfs":
+		case value == "0":
+			zeros++
+		default:
+			other++
 		}
+	}
+	return zeros, other
+}
+
+// testPartial carves with a driver that enables fewer VFs than asked for and
+// calls that success; a host that cannot be made to do so enables all, as testCarve has shown.
+func testPartial(t *testing.T, h *host) {
+	h.carve(0)
+	if h.Partial == nil {
+		h.carve(h.pf().TotalVFs)
 		return
 	}
 	h.Partial(t, 2)
@@ -222,6 +233,7 @@ func testPartial(t *testing.T, h *host) {
 // testAutoprobe: with autoprobe on, the kernel gives new VFs to their driver,
 // some time later.
 func testAutoprobe(t *testing.T, h *host) {
+	h.carve(0)
 	h.try(
 		write{h.PF.Dir() + "/sriov_drivers_autoprobe", "1", 0},
 		write{h.PF.Dir() + "/sriov_numvfs", "2", 0},
@@ -233,7 +245,7 @@ func testAutoprobe(t *testing.T, h *host) {
 	if !h.pf().Autoprobe {
 		t.Error("the PF's autoprobe reads as off")
 	}
-	for _, vf := range h.carve(3) { // through 0, and autoprobe off
+	for _, vf := range h.vfs() { // through 0, and autoprobe off
 		if vf.Driver != "" {
 			t.Errorf("VF %d came up with driver %s after a carve", vf.Index, vf.Driver)
 		}
@@ -243,7 +255,7 @@ func testAutoprobe(t *testing.T, h *host) {
 // testPFUnbound takes the PF from its driver and gives it back: its VFs go,
 // none can be made meanwhile, and it comes back without any.
 func testPFUnbound(t *testing.T, h *host) {
-	h.carve(2)
+	h.vfs()
 	pf := h.pf()
 	numvfs := h.PF.Dir() + "/sriov_numvfs"
 	h.try(write{driverDir(pf.Driver) + "/unbind", h.PF.String(), 0})
@@ -277,7 +289,7 @@ func testPFUnbound(t *testing.T, h *host) {
 		return err == nil && again.Driver == pf.Driver && (again.Ifindex != 0) == h.IsNetPF && again.ID == pf.ID, err
 	})
 	h.SetUp(t, true)
-	h.carve(2)
+	h.vfs()
 }
 
 func driverDir(name string) string { return "/sys/bus/pci/drivers/" + name }

@@ -16,7 +16,7 @@ func TestFakeHost(t *testing.T) {
 	all := []string{
 		sriov.AttrMAC, sriov.AttrVLAN, sriov.AttrQoS, sriov.AttrMinRate, sriov.AttrMaxRate, sriov.AttrSpoofChk, sriov.AttrTrust,
 	}
-	igb := hostsuite.Host{VFDriver: "igbvf", IsNetPF: true, Isolated: true, Unsupported: []string{sriov.AttrLinkState}, RateNeedsUp: true}
+	igb := hostsuite.Host{VFDriver: "igbvf", IsNetPF: true, Isolated: true, Unsupported: []string{sriov.AttrLinkState}, Mailbox: true}
 	shared := igb
 	shared.Isolated = false
 	for _, tt := range []struct {

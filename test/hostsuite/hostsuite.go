@@ -38,14 +38,16 @@ type Host struct {
 
 	Unsupported []string // attributes that the PF's driver cannot set
 	MinRate     bool     // a minimum rate can be set
-	RateNeedsUp bool     // rates are refused while the PF is down
+	Mailbox     bool     // PF and VF talk by mailbox: a PF that is down takes no rate and gives no address
 
 	SetUp   func(t *testing.T, up bool) // the PF's interface; waits for the link
 	Partial func(t *testing.T, n int)   // the PF's driver enables at most n VFs; nil: it always enables all
 }
 
-// Run runs the suite. Open is called for each case and returns a host without
-// VFs on the PF; what a case leaves behind is open's to clear up.
+// Run runs the suite. Open is called for each case and returns a host whose PF
+// is up and has no VFs, or VFs as after a carve: without driver and override, at the
+// default attributes, autoprobe off. What a case leaves behind is open's to clear
+// up. Cases come in an order that carves seldom, for a kernel takes seconds.
 func Run(t *testing.T, open func(t *testing.T) Host) {
 	for _, c := range []struct {
 		name string
@@ -54,21 +56,22 @@ func Run(t *testing.T, open func(t *testing.T) Host) {
 		{"discovery", testDiscovery},
 		{"no PF", testNoPF},
 		{"malformed address", testMalformedAddress},
-		{"numvfs rules", testNumVFsRules},
-		{"carve", testCarve},
-		{"carve partial", testPartial},
-		{"autoprobe", testAutoprobe},
 		{"file rules", testFileRules},
 		{"bind rules", testBindRules},
 		{"driver_override", testOverride},
 		{"bind and back", testBindAndBack},
-		{"device node", testNode},
 		{"isolation", testIsolation},
+		{"unsafe interrupts", testUnsafeInterrupts},
 		{"reset", testReset},
 		{"attributes", testAttributes},
 		{"attribute limits", testAttributeLimits},
 		{"VF's own address", testOwnAddress},
 		{"PF down", testPFDown},
+		{"device node", testNode},
+		{"numvfs rules", testNumVFsRules},
+		{"carve", testCarve},
+		{"carve partial", testPartial},
+		{"autoprobe", testAutoprobe},
 		{"vanish", testVanish},
 		{"uevents", testUevents},
 		{"PF unbound", testPFUnbound},
@@ -102,6 +105,12 @@ func (h *host) pf() sriov.PF {
 		h.t.Fatal(err)
 	}
 	return pf
+}
+
+// vfs returns the three VFs that most cases work on.
+func (h *host) vfs() []sriov.VF {
+	h.t.Helper()
+	return h.carve(3)
 }
 
 // carve brings the PF to n VFs and returns them.

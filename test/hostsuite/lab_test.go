@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"vfbroker/iommu"
 	"vfbroker/sriov"
 	"vfbroker/sriov/pci"
 	"vfbroker/sriov/sysfs"
@@ -46,7 +47,7 @@ func TestKernel(t *testing.T) {
 		FS: tree, Attributes: attributes, Uevents: sysfs.Watch,
 		Ordinary: pci.Addr{}, // the chipset's host bridge
 		VFDriver: "igbvf", IsNetPF: true, Isolated: true,
-		Unsupported: []string{sriov.AttrLinkState}, RateNeedsUp: true,
+		Unsupported: []string{sriov.AttrLinkState}, Mailbox: true,
 	}
 	pfs, err := sriov.Discover(t.Context(), tree)
 	if err != nil {
@@ -62,14 +63,30 @@ func TestKernel(t *testing.T) {
 	}
 	host.SetUp = func(t *testing.T, up bool) { setUp(t, tree, host.PF, up) }
 	hostsuite.Run(t, func(t *testing.T) hostsuite.Host {
-		for _, w := range [][2]string{{"/sriov_numvfs", "0"}, {"/sriov_drivers_autoprobe", "1"}} {
-			if err := tree.Write(host.PF.Dir()+w[0], w[1]); err != nil {
-				t.Fatal(err)
-			}
-		}
 		setUp(t, tree, host.PF, true)
+		clearVFs(t, host)
 		return host
 	})
+}
+
+// clearVFs leaves the PF's VFs as after a carve, without carving.
+func clearVFs(t *testing.T, host hostsuite.Host) {
+	t.Helper()
+	pf, err := sriov.ReadPF(host.FS, host.PF)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := host.FS.Write(host.PF.Dir()+"/sriov_drivers_autoprobe", "0"); err != nil {
+		t.Fatal(err)
+	}
+	for _, vf := range pf.VFs {
+		if err := iommu.Unbind(t.Context(), host.FS, vf.Addr); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := host.Attributes.Set(t.Context(), pf, vf.Index, sriov.DefaultAttrs()); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // setUp sets the PF's interface up and waits for its link, or sets it down.

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"vfbroker/iommu"
 	"vfbroker/sriov"
@@ -30,7 +33,7 @@ func testVanish(t *testing.T, h *host) {
 			return err
 		}},
 	} {
-		vf := h.carve(2)[1]
+		vf := h.vfs()[1]
 		taken := false
 		r := &recorder{FS: h.FS, before: func(name, _ string) {
 			if strings.HasSuffix(name, tt.file) && !taken {
@@ -53,7 +56,7 @@ func testVanish(t *testing.T, h *host) {
 	if !h.IsNetPF {
 		return
 	}
-	h.carve(2)
+	h.vfs()
 	pf := h.pf()
 	h.carve(0)
 	if unsupported, err := h.Attributes.Set(h.ctx(), pf, 1, h.wanted()); err == nil && len(unsupported) == 0 {
@@ -64,43 +67,45 @@ func testVanish(t *testing.T, h *host) {
 	}
 }
 
-// testUevents: a carve, a bind and the end of the VFs are told.
+// testUevents: what the kernel tells of a carve, of binds and of the end of
+// the VFs, in this order. It tells nothing of the PF when VFs are disabled.
 func testUevents(t *testing.T, h *host) {
+	h.carve(0)
 	ctx, cancel := context.WithCancel(h.ctx())
 	defer cancel()
 	events, err := h.Uevents(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	await := func(action string, addr pci.Addr, driver string) {
-		t.Helper()
-		for {
-			select {
-			case e, ok := <-events:
-				if !ok {
-					t.Fatalf("the stream ended before %s of %s", action, addr)
-				}
-				if e.Lost {
-					t.Fatalf("messages were lost before %s of %s", action, addr)
-				}
-				if e.Subsystem == "pci" && e.Action == action && e.PCI == addr && e.Driver == driver {
-					return
-				}
-			case <-ctx.Done():
-				t.Fatalf("no %s of %s", action, addr)
+	vfs := h.carve(2)
+	h.bind(vfs[0], iommu.VFIO)
+	h.bind(vfs[0], h.VFDriver)
+	h.carve(0)
+	names := map[pci.Addr]string{h.PF: "PF", vfs[0].Addr: "VF 0", vfs[1].Addr: "VF 1"}
+	want := []string{
+		"add pci VF 0", "change pci VF 0", "add pci VF 1", "change pci VF 1", "change pci PF " + h.pf().Driver,
+		"bind pci VF 0 vfio-pci", "unbind pci VF 0",
+		"add net VF 0", "bind pci VF 0 " + h.VFDriver,
+		"remove net VF 0", "unbind pci VF 0", "remove pci VF 0", "remove pci VF 1",
+	}
+	if !h.IsNetPF {
+		want = slices.DeleteFunc(want, func(s string) bool { return strings.Contains(s, "net") })
+	}
+	var got []string
+	for len(got) < len(want) {
+		select {
+		case e, ok := <-events:
+			if !ok || e.Lost {
+				t.Fatalf("the stream ended (%t) or lost messages after %q", !ok, got)
 			}
+			if name := names[e.PCI]; name != "" {
+				got = append(got, strings.TrimSpace(e.Action+" "+e.Subsystem+" "+name+" "+e.Driver))
+			}
+		case <-ctx.Done():
+			t.Fatalf("no more messages (-want +got):\n%s", cmp.Diff(want, got))
 		}
 	}
-	vfs := h.carve(2)
-	await("add", vfs[0].Addr, "")
-	await("add", vfs[1].Addr, "")
-	await("change", h.PF, h.pf().Driver)
-	h.bind(vfs[0], iommu.VFIO)
-	await("bind", vfs[0].Addr, iommu.VFIO)
-	h.bind(vfs[0], h.VFDriver)
-	await("unbind", vfs[0].Addr, "")
-	await("bind", vfs[0].Addr, h.VFDriver)
-	h.carve(0)
-	await("remove", vfs[0].Addr, "")
-	await("remove", vfs[1].Addr, "")
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("messages (-want +got):\n%s", diff)
+	}
 }
