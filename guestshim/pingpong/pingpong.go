@@ -8,9 +8,8 @@
 // again as the path itself.
 //
 // The price: an end that waits for a datagram holds one of the scheduler's
-// processors (P), and whoever stops the world waits until that call returns. So
-// both ends bound every such wait, by Spec.Timeout in the client and by a fifth of a
-// second in the server, and see to it that there are more processors than ends.
+// processors (P), and whoever stops the world, as the collector does, waits until the
+// datagram has come. So each end is best a process of its own; see Run and Server for what else goes.
 package pingpong
 
 import (
@@ -37,17 +36,16 @@ type Spec struct {
 	Size    int            `json:"size"`              // payload in bytes, 1–MaxSize
 	Warmup  int            `json:"warmup,omitempty"`  // rounds before those that are counted
 	Rounds  int            `json:"rounds"`            // rounds that are counted, 1–MaxRounds
-	Timeout time.Duration  `json:"timeout,omitempty"` // after which a round is lost, in ns; 0: DefaultTimeout
+	Timeout time.Duration  `json:"timeout,omitempty"` // in ns, after which a round is lost; 0: DefaultTimeout
 	PinCPU  *int           `json:"pin_cpu,omitempty"` // the CPU that the client stays on; nil: any
 }
 
 // Result is what a block measured.
 type Result struct {
-	RTTs        []int64       `json:"rtts"`        // ns, in the order of the rounds; lost rounds are left out
-	Lost        int           `json:"lost"`        // rounds without a reply in time
-	Stale       int           `json:"stale"`       // replies to earlier rounds, dropped
-	Interrupted int           `json:"interrupted"` // calls that a signal interrupted, made again
-	Elapsed     time.Duration `json:"elapsed"`     // of the counted rounds together, in ns
+	RTTs    []int64       `json:"rtts"`    // ns, in the order of the rounds; lost rounds are left out
+	Lost    int           `json:"lost"`    // rounds without a reply in time
+	Stale   int           `json:"stale"`   // replies to earlier rounds, dropped
+	Elapsed time.Duration `json:"elapsed"` // of the counted rounds together, in ns
 }
 
 // Validate says what is wrong with s.
@@ -74,10 +72,7 @@ func (s Spec) Validate() error {
 const processors = 4
 
 // reserveProcessors sees to it that an end which holds a P does not hold the
-// whole process, as it would on a machine with one CPU. It only ever raises the number, so it may run
-// at both ends at once.
-func reserveProcessors() {
-	if runtime.GOMAXPROCS(0) < processors {
-		runtime.GOMAXPROCS(processors)
-	}
-}
+// whole process, as it would on a machine with one CPU. It only ever raises the
+// number, so it may run at both ends at once; and having been called it keeps the runtime from
+// changing the number by itself in the middle of a block, which would stop the world.
+func reserveProcessors() { runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), processors)) }

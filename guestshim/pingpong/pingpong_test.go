@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"testing"
@@ -97,6 +98,38 @@ func TestOneProcessor(t *testing.T) {
 	}
 }
 
+func TestServerAlone(t *testing.T) {
+	server, err := pingpong.Listen(netip.MustParseAddrPort("127.0.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Alone = true
+	percent := debug.SetGCPercent(-1)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		debug.SetGCPercent(percent)
+	}()
+	conn, err := net.Dial("udp", server.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for range 100 { // not Run, which stops the world
+		if _, err := conn.Write([]byte("ping")); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := conn.Read(make([]byte, 8)); n != 4 || err != nil {
+			t.Fatalf("got %d bytes, %v", n, err)
+		}
+	}
+}
+
 func TestWorldStopsWhileServerIsIdle(t *testing.T) {
 	peer := echo(t, "127.0.0.1:0")
 	if _, err := pingpong.Run(context.Background(), pingpong.Spec{Peer: peer, Size: 64, Rounds: 10}); err != nil {
@@ -113,7 +146,6 @@ func TestLostRounds(t *testing.T) {
 		}
 		return [][]byte{payload}
 	})
-	// Longer than the runtime's preemption signals are apart (10 ms), which must not keep a lost round waiting.
 	result, err := pingpong.Run(context.Background(), pingpong.Spec{Peer: peer, Size: 64, Rounds: 50, Timeout: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
@@ -144,17 +176,17 @@ func TestStaleRepliesAreDropped(t *testing.T) {
 }
 
 func TestSequenceNumbersOnTheWire(t *testing.T) {
-	var seen []uint64
+	seen := make(chan uint64, 8)
 	peer := answering(t, func(payload []byte) [][]byte {
-		seen = append(seen, binary.LittleEndian.Uint64(payload))
+		seen <- binary.LittleEndian.Uint64(payload)
 		return [][]byte{payload}
 	})
 	if _, err := pingpong.Run(context.Background(), pingpong.Spec{Peer: peer, Size: 8, Warmup: 2, Rounds: 3}); err != nil {
 		t.Fatal(err)
 	}
-	for i, sequence := range seen {
-		if sequence != uint64(i+1) {
-			t.Errorf("datagram %d carries %d", i+1, sequence)
+	for want := range uint64(5) {
+		if got := <-seen; got != want+1 {
+			t.Errorf("datagram %d carries %d", want+1, got)
 		}
 	}
 }

@@ -11,14 +11,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lull is how long the server waits for the next datagram with its P held.
-// After that it lets go and sleeps until one comes, so that an idle server costs nothing and
-// stops nobody.
+// lull is how long a server that is not alone waits for the next datagram with
+// its P held. After that it lets go and sleeps until one comes, so that it stops nobody for longer.
 const lull = 200 * time.Millisecond
 
 // Server is the end that answers.
 type Server struct {
-	PinCPU *int // the CPU that Serve stays on; nil: any; to be set before Serve
+	PinCPU *int // the CPU that Serve stays on; nil: any
+
+	// Alone says that the process is there for nothing else, so that the world
+	// need not be stopped in it while Serve runs: the caller has switched the collector off
+	// (debug.SetGCPercent). The kernel then arms no timer in a receive, and a round trip costs what it costs in C.
+	Alone bool
 
 	socket socket
 	addr   netip.AddrPort
@@ -34,7 +38,7 @@ func Listen(addr netip.AddrPort) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %v: %w", addr, err)
 	}
-	s, err := openSocket(addr.Addr(), lull)
+	s, err := openSocket(addr.Addr())
 	if err != nil {
 		return nil, fmt.Errorf("listen on %v: %w", addr, err)
 	}
@@ -75,6 +79,11 @@ func (s *Server) Serve(ctx context.Context) error {
 		return fmt.Errorf("serve %v: %w", s.addr, err)
 	}
 	defer unpin()
+	if !s.Alone {
+		if err := s.socket.boundReceive(lull); err != nil {
+			return fmt.Errorf("serve %v: %w", s.addr, err)
+		}
+	}
 	var from name
 	payload := make([]byte, MaxSize+1)
 	for ctx.Err() == nil {

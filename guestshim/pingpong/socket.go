@@ -17,9 +17,9 @@ type socket struct {
 	fd uintptr
 }
 
-// openSocket makes a socket for addresses like a. It is bound to the network
-// namespace of the calling thread. wait bounds each receive and each send.
-func openSocket(a netip.Addr, wait time.Duration) (socket, error) {
+// openSocket makes a socket for addresses like a. It belongs to the network
+// namespace of the calling thread.
+func openSocket(a netip.Addr) (socket, error) {
 	family := unix.AF_INET6
 	if a.Is4() {
 		family = unix.AF_INET
@@ -28,22 +28,24 @@ func openSocket(a netip.Addr, wait time.Duration) (socket, error) {
 	if err != nil {
 		return socket{}, fmt.Errorf("open UDP socket: %w", err)
 	}
-	s := socket{uintptr(fd)}
+	return socket{uintptr(fd)}, nil
+}
+
+// boundReceive makes a receive that waits longer end with EAGAIN. The kernel
+// then arms a timer in every one, which costs as much as a hundredth of a round trip between VFs.
+func (s socket) boundReceive(wait time.Duration) error {
 	tv := unix.NsecToTimeval(wait.Nanoseconds())
-	for _, option := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
-		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, option, &tv); err != nil {
-			s.close()
-			return socket{}, fmt.Errorf("set timeout of UDP socket: %w", err)
-		}
+	if err := unix.SetsockoptTimeval(int(s.fd), unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+		return fmt.Errorf("set timeout of UDP socket: %w", err)
 	}
-	return s, nil
+	return nil
 }
 
 func (s socket) close() { unix.Close(int(s.fd)) }
 
-// shutdown wakes whoever waits on the socket, now and later. On a socket that
-// is not connected the kernel does so and reports ENOTCONN all the same (inet_shutdown in
-// net/ipv4/af_inet.c).
+// shutdown ends the socket for good: whoever waits on it now or later receives
+// nothing, in zero bytes. Where it is not connected the kernel does so and reports ENOTCONN all
+// the same (inet_shutdown in net/ipv4/af_inet.c).
 func (s socket) shutdown() { unix.Shutdown(int(s.fd), unix.SHUT_RDWR) }
 
 // waitReadable waits without holding a P until there is something to receive.
