@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -32,6 +33,9 @@ namespace: ip netns exec NAME vfbench serve ADDRESS:PORT. It says "ready" when i
 			if err != nil {
 				return err
 			}
+			// Nothing else is done in this process: no collector, and so no timer in the server's receives.
+			server.Alone = true
+			debug.SetGCPercent(-1)
 			fmt.Fprintln(cmd.OutOrStdout(), ready)
 			return server.Serve(cmd.Context())
 		},
