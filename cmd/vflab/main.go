@@ -34,19 +34,20 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	status, err := run(ctx, os.Args[1:])
 	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "vflab:", err)
+	switch {
+	case errors.Is(err, context.Canceled):
+		progress("interrupted")
+		status = exitInterrupted
+	case err != nil:
+		progress(err.Error())
 		status = exitStatus(err)
 	}
 	os.Exit(status)
 }
 
 func exitStatus(err error) int {
-	switch {
-	case errors.Is(err, lab.ErrTimeout):
+	if errors.Is(err, lab.ErrTimeout) {
 		return exitTimeout
-	case errors.Is(err, context.Canceled):
-		return exitInterrupted
 	}
 	return exitMachine
 }

@@ -28,7 +28,7 @@ func (f *machineFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&o.IOMMU, "iommu", lab.IOMMUIntel, "intel or none")
 	flags.BoolVar(&o.StateDisk, "state-disk", false, "mount a disk on /var/lib that survives a reset; the command runs again then, with VFLAB_BOOT=2")
 	flags.DurationVar(&o.Timeout, "timeout", 0, "bound of the whole run (default none)")
-	flags.DurationVar(&o.BootTimeout, "boot-timeout", 0, "bound of a boot (default 5m)")
+	flags.DurationVar(&o.BootTimeout, "boot-timeout", 0, "bound of each of three attempts to boot (default 3m)")
 	flags.StringVar(&f.memory, "memory", "3G", "memory of the host")
 	flags.IntVar(&o.SMP, "smp", 0, "CPUs of the host (default 2, and 1 with the deterministic clock)")
 	flags.StringArrayVar(&o.Shares, "share", nil, "share a directory read-only at its own path (repeatable; the working directory always is)")

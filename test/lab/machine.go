@@ -29,8 +29,10 @@ type Machine struct {
 	monitor *monitor
 	cancel  context.CancelFunc
 	qemu    <-chan error
+	control net.Conn
 	events  chan event
-	oops    chan string    // lines of the serial console that end a boot
+	oops    chan string    // lines of the serial console that end a machine
+	stalls  chan string    // those of a boot that hangs
 	copying sync.WaitGroup // goroutines that read from QEMU
 	stderr  *lockedBuffer  // what QEMU itself says
 	ends    []io.Closer
@@ -56,7 +58,7 @@ func Start(ctx context.Context, img *Image, o Options, argv []string, stdout, st
 	if os.Geteuid() != 0 {
 		return nil, errors.New("start emulated host: not root: run as root")
 	}
-	m = &Machine{img: img, opts: o, result: describe(img, o), events: make(chan event, 16), oops: make(chan string, 1),
+	m = &Machine{img: img, opts: o, result: describe(img, o), events: make(chan event, 16), oops: make(chan string, 1), stalls: make(chan string, 1),
 		stderr: &lockedBuffer{}, began: time.Now()}
 	m.opts.Clock = m.result.Clock
 	if m.inUse, err = useImage(img); err != nil {
@@ -98,7 +100,7 @@ func (m *Machine) start(ctx context.Context, argv []string, stdout, stderr io.Wr
 	defer files.close()
 	h := hardware{
 		kernelArgs: kernelArguments(m.opts.IOMMU), memoryMiB: m.opts.MemoryMiB, smp: m.opts.SMP, iommu: m.opts.IOMMU,
-		clock: m.opts.Clock, shares: shares, reset: m.opts.StateDisk,
+		clock: m.opts.Clock, shares: shares,
 	}
 	if err := m.connect(&h, &files, stdout, stderr); err != nil {
 		return err
@@ -213,6 +215,7 @@ func (m *Machine) copyTo(w io.Writer) func(net.Conn) error {
 }
 
 func (m *Machine) readControl(c net.Conn) error {
+	m.control = c
 	m.copying.Go(func() {
 		defer close(m.events)
 		scan := bufio.NewScanner(c)

@@ -12,7 +12,7 @@ import (
 
 // monitor speaks QMP with the machine's QEMU
 // (https://www.qemu.org/docs/master/interop/qmp-spec.html), as far as a lab
-// needs it: commands without arguments, one at a time; events are dropped.
+// needs it: one command at a time, answers without content; events are dropped.
 type monitor struct {
 	conn interface {
 		io.ReadWriteCloser
@@ -21,6 +21,11 @@ type monitor struct {
 	mu      sync.Mutex
 	decoder *json.Decoder
 	ready   bool
+}
+
+type qmpRequest struct {
+	Execute   string            `json:"execute"`
+	Arguments map[string]string `json:"arguments,omitempty"`
 }
 
 type qmpMessage struct {
@@ -34,7 +39,7 @@ type qmpMessage struct {
 
 // execute runs one command. After an error other than QEMU's own refusal the
 // monitor is of no more use.
-func (m *monitor) execute(ctx context.Context, command string) error {
+func (m *monitor) execute(ctx context.Context, command string, arguments map[string]string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err := m.conn.SetDeadline(time.Time{}); err != nil {
@@ -44,19 +49,19 @@ func (m *monitor) execute(ctx context.Context, command string) error {
 	defer stop()
 	if !m.ready {
 		m.decoder = json.NewDecoder(m.conn)
-		if err := m.roundTrip("qmp_capabilities"); err != nil {
+		if err := m.roundTrip(qmpRequest{Execute: "qmp_capabilities"}); err != nil {
 			return fmt.Errorf("greet QEMU: %w", errors.Join(ctx.Err(), err))
 		}
 		m.ready = true
 	}
-	if err := m.roundTrip(command); err != nil {
+	if err := m.roundTrip(qmpRequest{command, arguments}); err != nil {
 		return fmt.Errorf("ask QEMU to %s: %w", command, errors.Join(ctx.Err(), err))
 	}
 	return nil
 }
 
-func (m *monitor) roundTrip(command string) error {
-	request, err := json.Marshal(map[string]string{"execute": command})
+func (m *monitor) roundTrip(r qmpRequest) error {
+	request, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}

@@ -39,15 +39,15 @@ func TestMonitorExecute(t *testing.T) {
 		`{"event": "RESET", "data": {}} {"return": {}}`,
 		`{"error": {"class": "CommandNotFound", "desc": "no such command"}}`)
 	m := &monitor{conn: near}
-	if err := m.execute(t.Context(), "system_reset"); err != nil {
+	if err := m.execute(t.Context(), "set-action", map[string]string{"reboot": "shutdown"}); err != nil {
 		t.Fatal(err)
 	}
-	err := m.execute(t.Context(), "nonsense")
+	err := m.execute(t.Context(), "nonsense", nil)
 	if err == nil || !strings.Contains(err.Error(), "no such command") {
 		t.Errorf("error %v, want QEMU's", err)
 	}
 	near.Close()
-	want := []string{`{"execute":"qmp_capabilities"}`, `{"execute":"system_reset"}`, `{"execute":"nonsense"}`}
+	want := []string{`{"execute":"qmp_capabilities"}`, `{"execute":"set-action","arguments":{"reboot":"shutdown"}}`, `{"execute":"nonsense"}`}
 	if diff := cmp.Diff(want, <-requests); diff != "" {
 		t.Errorf("requests (-want +got):\n%s", diff)
 	}
@@ -62,7 +62,7 @@ func TestMonitorGivesUpWithContext(t *testing.T) {
 		_, _ = bufio.NewReader(far).ReadString('\n')
 		cancel() // QEMU hangs
 	}()
-	if err := (&monitor{conn: near}).execute(ctx, "system_reset"); !errors.Is(err, context.Canceled) {
+	if err := (&monitor{conn: near}).execute(ctx, "system_reset", nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want context.Canceled", err)
 	}
 }

@@ -49,7 +49,8 @@ type Options struct {
 
 	// Timeout bounds the whole run, boot included; 0 is no bound.
 	Timeout time.Duration
-	// BootTimeout bounds each boot until the command starts; default 5 min.
+	// BootTimeout bounds each attempt to boot until the command starts; default
+	// 3 min. There are three attempts.
 	BootTimeout time.Duration
 
 	// Dir is the working directory of the command, shared read-only at its own
@@ -78,7 +79,7 @@ const (
 	minMemoryMiB       = 512
 	maxSMP             = 16
 	maxShares          = 8
-	defaultBootTimeout = 5 * time.Minute
+	defaultBootTimeout = 3 * time.Minute
 )
 
 var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*=`)

@@ -14,7 +14,7 @@ func TestOptionDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.Kernel != "stable" || o.Clock != "wall" || o.IOMMU != "intel" || o.MemoryMiB != 3072 || o.SMP != 2 || o.BootTimeout != 5*time.Minute {
+	if o.Kernel != "stable" || o.Clock != "wall" || o.IOMMU != "intel" || o.MemoryMiB != 3072 || o.SMP != 2 || o.BootTimeout != 3*time.Minute {
 		t.Errorf("defaults are %+v", o)
 	}
 	o, err = Options{Dir: t.TempDir(), Clock: ClockDeterministic}.withDefaults()

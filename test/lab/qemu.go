@@ -42,7 +42,6 @@ type hardware struct {
 	iommu      string
 	clock      string
 	shares     []share
-	reset      bool // a reset reboots instead of ending QEMU
 	ports      []port
 	serial     int
 	monitor    int
@@ -73,9 +72,6 @@ func (h hardware) arguments() []string {
 		a = append(a, "-accel", "tcg,thread=single", "-icount", "shift=1,sleep=off")
 	} else {
 		a = append(a, "-accel", "tcg,thread=multi")
-	}
-	if !h.reset {
-		a = append(a, "-no-reboot")
 	}
 	a = append(a,
 		"-kernel", "/lab/vmlinuz", "-initrd", "/lab/initrd.img", "-append", strings.Join(h.kernelArgs, " "),

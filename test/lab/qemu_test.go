@@ -17,7 +17,7 @@ func TestQEMUArguments(t *testing.T) {
 		"wall": {kernelArgs: kernelArguments(IOMMUIntel), memoryMiB: 3072, smp: 2, iommu: IOMMUIntel, clock: ClockWall,
 			shares: []share{{"/home/me/src", "/home/me/src", "ro"}, {"/home/me/out", "/out", "rw"}}, ports: ports, serial: 3, monitor: 4},
 		"deterministic": {kernelArgs: kernelArguments(IOMMUNone), memoryMiB: 4096, smp: 1, iommu: IOMMUNone, clock: ClockDeterministic,
-			reset: true, ports: ports, serial: 3, monitor: 4, disk: 8, console: 9},
+			ports: ports, serial: 3, monitor: 4, disk: 8, console: 9},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -83,7 +83,7 @@ func (m *Machine) Reset(ctx context.Context) error {
 	if !m.opts.StateDisk {
 		return errors.New("reset emulated host: it has no state disk")
 	}
-	return m.monitor.execute(ctx, "system_reset")
+	return m.monitor.execute(ctx, "system_reset", nil)
 }
 
 // Wait returns when the command has ended and everything that it wrote has
@@ -105,62 +105,104 @@ func (m *Machine) Wait(ctx context.Context) (Result, error) {
 	return m.result, err
 }
 
+// bootAttempts bounds how often a machine is reset that does not come up. On a
+// busy computer an emulated CPU now and then loses its timer early in the boot;
+// nothing of the command has run then.
+const bootAttempts = 3
+
 // supervise returns nil when the machine has told the command's status and
 // that all is delivered.
 func (m *Machine) supervise(ctx context.Context) error {
 	boot := time.NewTimer(m.opts.BootTimeout)
 	defer boot.Stop()
-	drain := time.NewTimer(drainTimeout)
-	drain.Stop()
-	var whole <-chan time.Time
+	var drain, whole <-chan time.Time
 	if m.opts.Timeout > 0 {
-		t := time.NewTimer(m.opts.Timeout)
-		defer t.Stop()
-		whole = t.C
+		whole = time.After(m.opts.Timeout)
 	}
-	ended := false
-	for {
+	for attempt := 1; ; {
+		stalled := ""
 		select {
 		case e, ok := <-m.events:
 			if !ok {
 				return m.qemuEnded()
 			}
-			switch e.kind {
-			case eventReady:
+			if e.kind == eventReady {
 				boot.Stop()
-				ended = false
-				m.ready(e)
-			case eventExit:
-				m.result.ExitStatus, ended = e.status, true
-				drain.Reset(drainTimeout)
-			case eventEnd:
-				if !ended {
-					return &MachineError{Reason: "ended without the command's exit status"}
-				}
-				return nil
-			case eventFail:
-				return &MachineError{Reason: e.reason}
+			}
+			if e.kind == eventExit {
+				drain = time.After(drainTimeout)
+			}
+			if done, err := m.handle(ctx, e, drain != nil); done || err != nil {
+				return err
 			}
 		case line := <-m.oops:
 			return &MachineError{Reason: "kernel stopped: " + line}
+		case stalled = <-m.stalls:
 		case <-boot.C:
-			return &MachineError{Reason: fmt.Sprintf("did not boot within %v", m.opts.BootTimeout)}
-		case <-drain.C:
+			stalled = fmt.Sprintf("did not boot within %v", m.opts.BootTimeout)
+		case <-drain:
 			return &MachineError{Reason: "command ended, but its output did not arrive"}
 		case <-whole:
 			return fmt.Errorf("%w: %v", ErrTimeout, m.opts.Timeout)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		if stalled == "" || m.result.Boots > 0 {
+			continue
+		}
+		if attempt++; attempt > bootAttempts {
+			return &MachineError{Reason: stalled}
+		}
+		m.opts.Progress(fmt.Sprintf("%s: resetting it (attempt %d of %d)", stalled, attempt, bootAttempts))
+		if err := m.monitor.execute(ctx, "system_reset", nil); err != nil {
+			return err
+		}
+		boot.Reset(m.opts.BootTimeout)
 	}
 }
 
-func (m *Machine) ready(e event) {
-	m.result.Boots, m.result.Kernel = e.boot, e.release
+// handle acts on what the machine tells; exited says whether its command has
+// ended. It reports whether all is done.
+func (m *Machine) handle(ctx context.Context, e event, exited bool) (done bool, err error) {
+	switch e.kind {
+	case eventReady:
+		return false, m.ready(ctx, e)
+	case eventExit:
+		m.result.ExitStatus = e.status
+	case eventEnd:
+		if !exited {
+			return false, &MachineError{Reason: "ended without the command's exit status"}
+		}
+		return true, nil
+	case eventFail:
+		return false, &MachineError{Reason: e.reason}
+	}
+	return false, nil
+}
+
+// ready lets the machine start the command.
+func (m *Machine) ready(ctx context.Context, e event) error {
+	if !m.opts.StateDisk && m.result.Boots > 0 {
+		return &MachineError{Reason: "was reset, and has no state disk"}
+	}
+	m.result.Boots++
+	m.result.Kernel = e.release
+	if e.boot != m.result.Boots && m.opts.StateDisk {
+		return &MachineError{Reason: fmt.Sprintf("boot %d calls itself boot %d", m.result.Boots, e.boot)}
+	}
 	if m.result.BootTime == 0 {
 		m.result.BootTime = time.Since(m.began)
 	}
+	if !m.opts.StateDisk { // from now on a reset is the end
+		if err := m.monitor.execute(ctx, "set-action", map[string]string{"reboot": "shutdown"}); err != nil {
+			return err
+		}
+	}
 	m.opts.Progress(fmt.Sprintf("running (boot %d took %.1f s, Linux %s)", e.boot, time.Since(m.began).Seconds(), e.release))
+	if _, err := io.WriteString(m.control, "go\n"); err != nil {
+		return &MachineError{Reason: "control port: " + err.Error()}
+	}
+	return nil
 }
 
 // qemuEnded explains why the control port was closed from the other side.
@@ -178,8 +220,11 @@ func (m *Machine) qemuEnded() error {
 }
 
 // fatalLine matches what the kernel or the init program print before the
-// machine stands still.
-var fatalLine = regexp.MustCompile(`Kernel panic - not syncing.*|vflab: init: .*`)
+// machine stands still, stallLine what the kernel prints when a CPU does.
+var (
+	fatalLine = regexp.MustCompile(`Kernel panic - not syncing.*|vflab: init: .*`)
+	stallLine = regexp.MustCompile(`rcu: INFO: rcu_\w+ (self-)?detected stalls?.*`)
+)
 
 // readSerial keeps the log of the serial console and watches it.
 func (m *Machine) readSerial(c net.Conn) error {
@@ -190,16 +235,23 @@ func (m *Machine) readSerial(c net.Conn) error {
 	m.copying.Go(func() {
 		defer log.Close()
 		watch := &lineWatcher{match: func(line string) {
-			if found := fatalLine.FindString(line); found != "" {
-				select {
-				case m.oops <- strings.TrimSpace(found):
-				default:
-				}
-			}
+			offer(m.oops, fatalLine.FindString(line))
+			offer(m.stalls, stallLine.FindString(line))
 		}}
 		_, _ = io.Copy(io.MultiWriter(log, watch), c)
 	})
 	return nil
+}
+
+// offer sends a line unless it is empty or one is waiting.
+func offer(to chan<- string, line string) {
+	if line == "" {
+		return
+	}
+	select {
+	case to <- strings.TrimSpace(line):
+	default:
+	}
 }
 
 // lineWatcher calls match for every line written to it; very long ones in

@@ -68,9 +68,6 @@ if [ "$VFLAB_STATE_DISK" = yes ]; then
 		read -r boot </run/vflab/state/boot
 		boot=$((boot + 1))
 	fi
-	echo "$boot" >/run/vflab/state/boot.new
-	mv /run/vflab/state/boot.new /run/vflab/state/boot
-	sync
 	mount --bind /run/vflab/state/lib /var/lib || die "mount /var/lib"
 fi
 export VFLAB_BOOT=$boot
@@ -79,6 +76,13 @@ modprobe -a igb kvm_amd vfio-pci vhost_net vhost_vsock tun bridge || die "load t
 
 read -r release </proc/sys/kernel/osrelease
 echo "ready $release $boot" >&9
+read -r answer <&9
+[ "$answer" = go ] || die "unexpected answer '$answer'"
+if [ "$VFLAB_STATE_DISK" = yes ]; then # only a boot that runs the command counts
+	echo "$boot" >/run/vflab/state/boot.new
+	mv /run/vflab/state/boot.new /run/vflab/state/boot
+	sync -f /run/vflab/state
+fi
 
 if [ "$VFLAB_MODE" = shell ]; then
 	setsid /bin/sh -c 'exec 9>&- </dev/hvc0 >/dev/hvc0 2>&1
