@@ -18,7 +18,7 @@ import (
 func BenchmarkDiscover(b *testing.B) {
 	for _, n := range []int{64, 256, 1024, 4096} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			root := syntheticHost(b, n)
+			root := syntheticHost(b, n, 128)
 			b.Run("vfbroker", func(b *testing.B) { benchOurs(b, root, n) })
 			b.Run("lspci", func(b *testing.B) { benchLspci(b, root, n) })
 			b.Run("ghw", func(b *testing.B) { benchGHW(b, root, n) })

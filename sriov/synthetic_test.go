@@ -10,10 +10,6 @@ import (
 	"vfbroker/sriov/pci"
 )
 
-// vfsPerPF is how many VFs each PF of a synthetic tree has, at most: as many as
-// a dual-port card of today offers per port.
-const vfsPerPF = 128
-
 // tree writes a host's file tree into a real directory, in the kernel's
 // layout and with everything in it that lspci and ghw read, so that they can be
 // measured on the same one.
@@ -22,8 +18,9 @@ type tree struct {
 	root string
 }
 
-// syntheticHost makes a host with n VFs, bound to vfio-pci and each in its own group.
-func syntheticHost(tb testing.TB, n int) (root string) {
+// syntheticHost makes a host with n VFs, so many to a PF, bound to vfio-pci and
+// each in its own group.
+func syntheticHost(tb testing.TB, n, perPF int) (root string) {
 	tb.Helper()
 	t := tree{tb, tb.TempDir()}
 	for _, dir := range []string{"sys/bus/pci/devices", "sys/bus/pci/drivers/vfio-pci", "sys/bus/pci/drivers/mlx5_core", "sys/kernel/iommu_groups"} {
@@ -32,7 +29,7 @@ func syntheticHost(tb testing.TB, n int) (root string) {
 	t.host()
 	group := 0
 	for i := 0; n > 0; i++ {
-		count := min(n, vfsPerPF)
+		count := min(n, perPF)
 		t.port(i, &group, count)
 		n -= count
 	}
