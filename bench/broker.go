@@ -3,13 +3,16 @@ package bench
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
 	"strings"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	pb "vfbroker/broker/brokerpb"
 )
@@ -45,7 +48,7 @@ func dialBroker(socket string) (*lender, error) {
 func (l *lender) pf(ctx context.Context, name string) (*pb.PF, error) {
 	reply, err := l.Inventory(ctx, &pb.InventoryRequest{Pf: name})
 	if err != nil {
-		return nil, fmt.Errorf("ask the broker for PF %s: %w", name, err)
+		return nil, fmt.Errorf("ask the broker for PF %s: %w", name, plain(err))
 	}
 	switch n := len(reply.GetPfs()); {
 	case n == 0:
@@ -64,7 +67,7 @@ func (l *lender) pf(ctx context.Context, name string) (*pb.PF, error) {
 func (l *lender) acquire(ctx context.Context, guest, pf string) (*pb.Lease, error) {
 	reply, err := l.Acquire(ctx, &pb.AcquireRequest{RequestId: requestID(), Guest: guest, Pf: pf, Owner: "vfbench"})
 	if err != nil {
-		return nil, fmt.Errorf("acquire a VF for guest %s: %w", guest, err)
+		return nil, fmt.Errorf("acquire a VF for guest %s: %w", guest, plain(err))
 	}
 	return reply.GetLease(), nil
 }
@@ -73,9 +76,21 @@ func (l *lender) acquire(ctx context.Context, guest, pf string) (*pb.Lease, erro
 func (l *lender) release(ctx context.Context, lease *pb.Lease) error {
 	_, err := l.Release(ctx, &pb.ReleaseRequest{RequestId: requestID(), LeaseId: lease.GetId(), Generation: lease.GetGeneration()})
 	if err != nil {
-		return fmt.Errorf("release lease %s: %w", lease.GetId(), err)
+		return fmt.Errorf("release lease %s: %w", lease.GetId(), plain(err))
 	}
 	return nil
+}
+
+// plain is an error of the API in the broker's words, without gRPC's.
+func plain(err error) error {
+	s, ok := status.FromError(err)
+	switch {
+	case !ok:
+		return err
+	case s.Code() == codes.Unavailable:
+		return fmt.Errorf("%s (does vfbrokerd run?)", s.Message())
+	}
+	return errors.New(s.Message())
 }
 
 func requestID() string { return "vfbench-" + strings.ToLower(rand.Text()) }

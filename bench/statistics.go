@@ -21,7 +21,7 @@ type Interval struct {
 }
 
 const (
-	resamples  = 10000
+	resamples  = 4000
 	confidence = 0.95
 	fewBlocks  = 6 // below, the range of n blocks covers their median with 1 − 2^(1−n) < 95 %
 )

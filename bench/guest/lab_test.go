@@ -1,0 +1,225 @@
+//go:build lab
+
+package guest
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vfbroker/guestshim"
+	"vfbroker/sriov/sysfs"
+)
+
+// The NICs of the emulated host that these tests take.
+const (
+	labUplink = "52:54:00:0b:00:01"
+	labPeer   = "52:54:00:0b:00:02"
+)
+
+// helperEnv makes the test binary the process that is killed.
+const helperEnv = "VFBENCH_TEST_HELPER"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(helperEnv) != "" {
+		if err := helper(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// helper takes a NIC, starts a guest, and is killed.
+func helper() error {
+	link, err := FindNIC(labPeer)
+	if err != nil {
+		return err
+	}
+	ns, err := NewNamespace()
+	if err != nil {
+		return err
+	}
+	if _, err := ns.Take(link); err != nil {
+		return err
+	}
+	fmt.Println("taken")
+	shim, err := exec.LookPath("vfshim")
+	if err != nil {
+		return err
+	}
+	_, err = Start(context.Background(), Config{ID: "killed", Kernel: "/lab/vmlinuz", Shim: shim})
+	return err
+}
+
+func labConfig(t *testing.T) Config {
+	t.Helper()
+	shim, err := exec.LookPath("vfshim")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Config{ID: "labtest", Kernel: "/lab/vmlinuz", Shim: shim, GuestsDir: t.TempDir()}
+}
+
+func startContext(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestGuestOnBridge(t *testing.T) {
+	uplink, err := FindNIC(labUplink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bridge, err := NewBridge(uplink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := labConfig(t)
+	cfg.Bridge = bridge
+	g, err := Start(startContext(t), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := g.DialShim()
+	if err != nil {
+		t.Fatal(err)
+	}
+	shim := guestshim.NewClient(conn)
+	about, err := shim.About(t.Context())
+	if err != nil || !about.Bench {
+		t.Errorf("shim says %+v, %v; want one that serves the bench", about, err)
+	}
+	report, err := shim.Report(t.Context(), guestshim.Identity{MAC: DefaultMAC})
+	if err != nil || report.Driver != "virtio_net" {
+		t.Errorf("the guest's virtio-net: %+v, %v", report, err)
+	}
+	shim.Close()
+	announced := filepath.Join(cfg.GuestsDir, "labtest.yaml")
+	if text, err := os.ReadFile(announced); err != nil || !strings.Contains(string(text), g.QMP()) {
+		t.Errorf("the guest's file: %q, %v", text, err)
+	}
+	pid, dir := g.PID(), g.dir
+	if err := g.Stop(); err != nil {
+		t.Error(err)
+	}
+	if err := g.Stop(); err != nil {
+		t.Errorf("stop twice: %v", err)
+	}
+	if err := bridge.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Kill(pid, 0); err != unix.ESRCH {
+		t.Errorf("QEMU %d after Stop: %v", pid, err)
+	}
+	for _, path := range []string{announced, dir} {
+		if _, err := os.Stat(path); !os.IsNotExist(err) {
+			t.Errorf("%s is left behind: %v", path, err)
+		}
+	}
+	if _, err := FindNIC(labUplink); err != nil {
+		t.Errorf("the uplink did not come back: %v", err)
+	}
+}
+
+// TestBrokenGuest: the error tells what the guest said last, and nothing stays.
+func TestBrokenGuest(t *testing.T) {
+	cfg := labConfig(t)
+	cfg.Shim = "/bin/busybox" // knows no "serve", ends at once
+	_, err := Start(startContext(t), cfg)
+	if err == nil || !strings.Contains(err.Error(), "QEMU ended") || !strings.Contains(err.Error(), "console.log") {
+		t.Errorf("error %v, want that QEMU ended, with the console", err)
+	}
+	if left, err := filepath.Glob("/run/vfbench-labtest-*"); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// TestKilled: SIGKILL leaves no process and no NIC away.
+func TestKilled(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), helperEnv+"=1")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "taken\n" {
+		t.Fatalf("helper says %q, %v", line, err)
+	}
+	if _, err := FindNIC(labPeer); err == nil {
+		t.Error("the NIC is still the host's")
+	}
+	ctx := startContext(t)
+	qemu := 0
+	err = sysfs.Wait(ctx, func() (bool, error) {
+		qemu = childOf(cmd.Process.Pid, "qemu-system-x86")
+		return qemu != 0, nil
+	})
+	if err != nil {
+		t.Fatalf("wait for QEMU: %v", err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	err = sysfs.Wait(ctx, func() (bool, error) { return unix.Kill(qemu, 0) == unix.ESRCH, nil })
+	if err != nil {
+		t.Errorf("QEMU outlives its starter: %v", err)
+	}
+	err = sysfs.Wait(ctx, func() (bool, error) { _, err := FindNIC(labPeer); return err == nil, nil })
+	if err != nil {
+		t.Errorf("the NIC did not come back: %v", err)
+	}
+	left, err := filepath.Glob("/run/vfbench-killed-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range left { // plain files are all that a SIGKILL leaves
+		os.RemoveAll(dir)
+	}
+}
+
+// childOf finds a child by the name of its program.
+func childOf(parent int, name string) int {
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, stat := range stats {
+		data, err := os.ReadFile(stat)
+		if err != nil {
+			continue // it has ended
+		}
+		var pid, ppid int
+		var state string
+		head, rest, ok := strings.Cut(string(data), ") ")
+		if !ok || !strings.Contains(head, "("+name) {
+			continue
+		}
+		if _, err := fmt.Sscan(rest, &state, &ppid); err != nil || ppid != parent {
+			continue
+		}
+		if _, err := fmt.Sscan(head, &pid); err == nil {
+			return pid
+		}
+	}
+	return 0
+}

@@ -1,0 +1,170 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"vfbroker/bench/hostcpu"
+	pb "vfbroker/broker/brokerpb"
+	"vfbroker/sriov/sysfs"
+)
+
+func tree(t *testing.T, files map[string]string) sysfs.FS {
+	t.Helper()
+	root := t.TempDir()
+	for name, text := range files {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fs, err := sysfs.Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fs
+}
+
+func getenv(env map[string]string) func(string) string {
+	return func(name string) string { return env[name] }
+}
+
+func TestOrder(t *testing.T) {
+	t.Parallel()
+	got := order(3, []Load{{Bytes: 64, Blocks: 3}, {Bytes: 256, Blocks: 1}})
+	want := []block{{0, 0}, {1, 0}, {2, 0}, {2, 0}, {1, 0}, {0, 0}, {0, 0}, {1, 0}, {2, 0}, {0, 1}, {1, 1}, {2, 1}}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(block{})); diff != "" {
+		t.Errorf("order (-want +got):\n%s", diff)
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	t.Parallel()
+	fs := tree(t, map[string]string{
+		"/proc/cmdline": "quiet iommu=nopt\n", "/proc/cpuinfo": "processor\t: 0\nmodel name\t: A CPU\n",
+		"/sys/module/kvm/parameters/halt_poll_ns": "200000\n",
+	})
+	e, err := ReadEnvironment(fs, getenv(map[string]string{"VFLAB": "1", "VFLAB_LABEL": label, "VFLAB_CLOCK": "deterministic"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !e.Emulated || e.Label != label || e.Clock != ClockDeterministic || e.Cmdline != "quiet iommu=nopt" || e.CPU != "A CPU" || e.HaltPollNs == nil || *e.HaltPollNs != 200000 {
+		t.Errorf("environment %+v", e)
+	}
+	if _, err := ReadEnvironment(fs, getenv(map[string]string{"VFLAB": "1"})); !errors.Is(err, ErrUnlabelled) {
+		t.Errorf("an emulated host without label: error %v, want ErrUnlabelled", err)
+	}
+	e, err = ReadEnvironment(tree(t, nil), getenv(nil))
+	if err != nil || e.Emulated || e.Clock != ClockHost || e.HaltPollNs != nil {
+		t.Errorf("a machine: %+v, %v", e, err)
+	}
+}
+
+func TestFreeVF(t *testing.T) {
+	t.Parallel()
+	free, leased := pb.FunctionState_FUNCTION_STATE_FREE, pb.FunctionState_FUNCTION_STATE_LEASED
+	pf := &pb.PF{Driver: "igb", Vfs: []*pb.VF{
+		{Address: "0000:01:10.0", State: free}, {Address: "0000:01:10.2", State: free},
+		{Address: "0000:01:10.4", State: free, Driver: "igbvf"}, {Address: "0000:01:10.6", State: leased},
+	}}
+	vf, err := freeVF(nil, pf)
+	if err != nil || vf.address != "0000:01:10.2" || vf.driver != "igbvf" {
+		t.Errorf("free VF %+v, %v; want the last that is free and without a driver", vf, err)
+	}
+	pf.Vfs = pf.Vfs[2:]
+	if _, err := freeVF(nil, pf); err == nil {
+		t.Error("found a VF where none is free")
+	}
+}
+
+func TestRestoreOfUnboundVFWritesNothing(t *testing.T) {
+	t.Parallel()
+	v := &boundVF{fs: tree(t, nil), address: "0000:01:10.0"}
+	if err := v.restore(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSpent(t *testing.T) {
+	t.Parallel()
+	ms := time.Millisecond
+	u := spent(hostcpu.Delta{
+		Span: 100 * ms, CPUs: 2,
+		CPU: map[hostcpu.Bucket]time.Duration{hostcpu.Guest: 30 * ms, hostcpu.Exit: 11 * ms, hostcpu.Vhost: 7 * ms,
+			hostcpu.SoftIRQ: 10 * ms, hostcpu.Idle: 140 * ms, bucketSelf: 5 * ms, "steal": ms},
+		Counts: map[string]int64{"exits": 9, "NET_RX": 4},
+	})
+	rest := 6 * ms
+	want := Usage{Span: 100 * ms, Rest: &rest, Counts: map[string]int64{"exits": 9},
+		CPU:     map[string]time.Duration{"vcpu": 41 * ms, "vhost": 7 * ms},
+		Sampled: map[string]time.Duration{"guest": 30 * ms, "exit": 11 * ms, "softirq": 10 * ms}}
+	if diff := cmp.Diff(want, u); diff != "" {
+		t.Errorf("usage (-want +got):\n%s", diff)
+	}
+}
+
+func TestIRQApart(t *testing.T) {
+	t.Parallel()
+	paths := func(rest, softirq time.Duration) []Path {
+		return []Path{{Sizes: []Size{{Blocks: []Block{{Gross: Usage{Rest: &rest, Sampled: map[string]time.Duration{"softirq": softirq}}}}}}}}
+	}
+	for _, tt := range []struct {
+		name          string
+		rest, softirq time.Duration
+		want          string
+	}{
+		{"in the threads' time", 1, 100, "no"}, {"apart", 90, 100, "yes"}, {"no interrupt seen", 1, 0, "unknown"},
+	} {
+		got := "unknown"
+		if a := irqApart(paths(tt.rest, tt.softirq)); a != nil {
+			got = map[bool]string{true: "yes", false: "no"}[*a]
+		}
+		if got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestLacks(t *testing.T) {
+	t.Parallel()
+	r := &run{cfg: Config{Paths: []PathName{Native, Bridged}, Progress: func(string, ...any) {}}, missing: map[PathName]string{}}
+	if err := r.lacks(context.Background(), errors.New("no NIC\n--- a long log ---"), Native, Direct); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[PathName]string{Native: "no NIC"}, r.missing); diff != "" {
+		t.Errorf("missing (-want +got):\n%s", diff)
+	}
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := r.lacks(ended, errors.New("no NIC"), Bridged); !errors.Is(err, context.Canceled) {
+		t.Errorf("an interrupted run goes on: %v", err)
+	}
+}
+
+func TestRunWithoutBroker(t *testing.T) {
+	t.Parallel()
+	socket := filepath.Join(t.TempDir(), "none.sock")
+	_, err := Run(t.Context(), Config{Socket: socket, PF: "eth0"}, getenv(nil))
+	if err == nil || !strings.Contains(err.Error(), socket) || !strings.Contains(err.Error(), "vfbrokerd") || strings.Contains(err.Error(), "rpc error") {
+		t.Errorf("error %v, want one that names the socket and the remedy in plain words", err)
+	}
+}
+
+func TestPlain(t *testing.T) {
+	t.Parallel()
+	if got := plain(status.Error(codes.ResourceExhausted, "place VF: no capacity")).Error(); got != "place VF: no capacity" {
+		t.Errorf("plain error %q", got)
+	}
+}
