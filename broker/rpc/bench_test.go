@@ -1,7 +1,6 @@
 package rpc_test
 
 import (
-	"errors"
 	"net"
 	"path/filepath"
 	"testing"
@@ -39,9 +38,8 @@ func BenchmarkList(b *testing.B) {
 	})
 }
 
-// carvedHost is the file tree of a host, on disk so that it is no burden to the
-// collector, whose VFs are bound to no driver, as carve leaves them.
-func carvedHost(b *testing.B, pfs, vfsPerPF int) sysfs.FS {
+// carvedHost is a host whose VFs are bound to no driver, as carve leaves them.
+func carvedHost(b *testing.B, pfs, vfsPerPF int) *fakehost.Host {
 	b.Helper()
 	host := fakehost.Synthetic(pfs, vfsPerPF)
 	found, err := sriov.Discover(b.Context(), host)
@@ -50,22 +48,22 @@ func carvedHost(b *testing.B, pfs, vfsPerPF int) sysfs.FS {
 			err = host.Write("/sys/bus/pci/drivers/vfio-pci/unbind", pf.VFs[i].Addr.String())
 		}
 	}
-	root := b.TempDir()
-	if err := errors.Join(err, host.WriteTree(root)); err != nil {
-		b.Fatal(err)
-	}
-	tree, err := sysfs.Open(root)
 	if err != nil {
 		b.Fatal(err)
 	}
-	return tree
+	return host
 }
+
+// hostOnce is a host that is let go of when the broker has discovered it: a
+// list reads nothing from the host, and a tree in memory would be a burden to the collector
+// that a daemon does not have.
+type hostOnce struct{ sysfs.FS }
 
 // noAttributes are never asked for by a list.
 type noAttributes struct{ sriov.Attributes }
 
 // serve starts a server on a real unix socket, whose broker has every PF of the host on its allow-list.
-func serve(b *testing.B, host sysfs.FS) pb.BrokerClient {
+func serve(b *testing.B, host *fakehost.Host) pb.BrokerClient {
 	b.Helper()
 	dir := b.TempDir()
 	store, err := broker.OpenJournal(filepath.Join(dir, "journal.db"))
@@ -81,11 +79,13 @@ func serve(b *testing.B, host sysfs.FS) pb.BrokerClient {
 	for _, pf := range pfs {
 		policy.PFs = append(policy.PFs, broker.PFPolicy{PF: pf.ID})
 	}
-	br, err := broker.Open(b.Context(), broker.Options{FS: host, Attributes: noAttributes{}, Store: store, Policy: policy})
+	once := &hostOnce{host}
+	br, err := broker.Open(b.Context(), broker.Options{FS: once, Attributes: noAttributes{}, Store: store, Policy: policy})
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(br.Close)
+	once.FS = nil
 	server := rpc.NewServer(rpc.Options{Broker: br})
 	socket := filepath.Join(dir, "api.sock")
 	l, err := net.Listen("unix", socket)

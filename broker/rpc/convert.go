@@ -89,7 +89,7 @@ func leaseProtos(leases []broker.Lease) []*pb.Lease {
 }
 
 func pfProto(p broker.PFView) *pb.PF {
-	out := &pb.PF{
+	return &pb.PF{
 		Id:       p.ID,
 		Aliases:  p.Aliases,
 		Address:  p.Addr.String(),
@@ -100,25 +100,30 @@ func pfProto(p broker.PFView) *pb.PF {
 		NumaNode: known(p.NUMANode),
 		Up:       p.Up,
 		Managed:  p.Managed,
-		Vfs:      make([]*pb.VF, 0, len(p.VFs)),
+		Vfs:      vfProtos(p.VFs),
 	}
-	for _, v := range p.VFs {
-		out.Vfs = append(out.Vfs, vfProto(v))
-	}
-	return out
 }
 
-func vfProto(v broker.VFView) *pb.VF {
-	return &pb.VF{
-		Function:   v.ID.String(),
-		Index:      int32(v.Index),
-		Address:    v.Addr.String(),
-		Driver:     v.Driver,
-		IommuGroup: known(v.Group),
-		State:      functionStates[v.State],
-		Reason:     v.Reason,
-		LeaseId:    string(v.Lease),
+// vfProtos converts the VFs of a PF, of which there may be thousands, with few allocations.
+func vfProtos(views []broker.VFView) []*pb.VF {
+	vfs, groups := make([]pb.VF, len(views)), make([]int32, len(views))
+	out := make([]*pb.VF, len(views))
+	for i := range views {
+		v, vf := &views[i], &vfs[i]
+		vf.Function = v.ID.String()
+		vf.Index = int32(v.Index)
+		vf.Address = v.Addr.String()
+		vf.Driver = v.Driver
+		vf.State = functionStates[v.State]
+		vf.Reason = v.Reason
+		vf.LeaseId = string(v.Lease)
+		if v.Group >= 0 { // absent, not zero
+			groups[i] = int32(v.Group)
+			vf.IommuGroup = &groups[i]
+		}
+		out[i] = vf
 	}
+	return out
 }
 
 // known is a number for which the host says −1 when there is none: absent, not zero.
