@@ -69,6 +69,9 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("start guest %s: %w", cfg.ID, err)
+	}
 	g := &Guest{cfg: cfg, gone: make(chan struct{})}
 	if err := g.boot(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("start guest %s: %w", cfg.ID, err), g.Stop())
@@ -102,6 +105,28 @@ func (cfg Config) complete() (Config, error) {
 		cfg.Modules = DefaultModules()
 	}
 	return cfg, nil
+}
+
+// check finds what is missing before anything is made.
+func (cfg Config) check() error {
+	for _, need := range []struct{ path, remedy string }{
+		{cfg.QEMU, "apt-get install qemu-system-x86"},
+		{cfg.Kernel, "name a kernel"},
+		{cfg.Busybox, "apt-get install busybox-static"},
+		{cfg.Shim, "build it beside vfbench, or name it"},
+		{cfg.ModulesDir, "name the directory of the kernel's modules"},
+		{"/dev/kvm", "modprobe kvm_amd or kvm_intel; the CPU must have svm or vmx"},
+		{"/dev/vhost-vsock", "modprobe vhost_vsock"},
+		{cfg.GuestsDir, "make it, writable by root only, and name it as guests_dir in the daemon's configuration"},
+	} {
+		if need.path == "" {
+			continue
+		}
+		if _, err := os.Stat(need.path); err != nil {
+			return fmt.Errorf("%w: %s", err, need.remedy)
+		}
+	}
+	return nil
 }
 
 // DefaultMAC is the virtio-net's where the configuration says nothing: locally administered.

@@ -1,11 +1,10 @@
 package guest
 
 import (
-	"context"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -57,36 +56,54 @@ func TestModules(t *testing.T) {
 	}
 }
 
-// TestInitrd has the archive unpacked by cpio(1), which reads it as the kernel does.
+// unpack reads a cpio archive of the form newc, by the kernel's own description of it.
+func unpack(t *testing.T, data []byte) (files map[string]string, modes map[string]int64) {
+	t.Helper()
+	files, modes = map[string]string{}, map[string]int64{}
+	aligned := func(n int64) int64 { return (n + 3) &^ 3 }
+	for at := int64(0); ; {
+		header := string(data[at : at+110])
+		if header[:6] != "070701" {
+			t.Fatalf("magic %q at %d", header[:6], at)
+		}
+		field := func(n int) int64 {
+			v, err := strconv.ParseInt(header[6+8*n:14+8*n], 16, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v
+		}
+		mode, size, nameSize := field(1), field(6), field(11)
+		name := string(data[at+110 : at+110+nameSize-1])
+		if name == "TRAILER!!!" {
+			return files, modes
+		}
+		at = aligned(at + 110 + nameSize)
+		files[name], modes[name] = string(data[at:at+size]), mode
+		at = aligned(at + size)
+	}
+}
+
 func TestInitrd(t *testing.T) {
 	t.Parallel()
-	cpio, err := exec.LookPath("cpio")
-	if err != nil {
-		t.Skip("cpio is not installed")
-	}
-	files := t.TempDir()
-	writeFiles(t, files, map[string]string{"busybox": "a busybox", "vfshim": "a shim, of 17 byt"})
-	data, err := buildInitrd(context.Background(), Config{Busybox: filepath.Join(files, "busybox"), Shim: filepath.Join(files, "vfshim"),
+	programs := t.TempDir()
+	writeFiles(t, programs, map[string]string{"busybox": "a busybox", "vfshim": "a shim, of 17 byt"})
+	data, err := buildInitrd(t.Context(), Config{Busybox: filepath.Join(programs, "busybox"), Shim: filepath.Join(programs, "vfshim"),
 		ModulesDir: moduleTree(t), Modules: []string{"virtio_net"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	root := t.TempDir()
-	cmd := exec.Command(cpio, "-idm", "--quiet")
-	cmd.Dir, cmd.Stdin = root, strings.NewReader(string(data))
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("unpack: %v: %s", err, out)
+	files, modes := unpack(t, data)
+	want := map[string]string{"bin": "", "dev": "", "modules": "", "proc": "", "run": "", "sys": "", "tmp": "",
+		"bin/busybox": "a busybox", "bin/sh": "busybox", "bin/vfshim": "a shim, of 17 byt",
+		"init": string(initScript), "modules/00-failover.ko": "failover", "modules/01-virtio-net.ko": "net"}
+	if diff := cmp.Diff(want, files); diff != "" {
+		t.Errorf("archive (-want +got):\n%s", diff)
 	}
-	for name, want := range map[string]string{"bin/busybox": "a busybox", "bin/sh": "a busybox", "bin/vfshim": "a shim, of 17 byt",
-		"init": string(initScript), "modules/00-failover.ko": "failover", "modules/01-virtio-net.ko": "net"} {
-		got, err := os.ReadFile(filepath.Join(root, name))
-		if err != nil || string(got) != want {
-			t.Errorf("%s holds %q (%v), want %q", name, got, err, want)
+	for name, mode := range map[string]int64{"init": 0o100755, "bin/sh": 0o120777, "proc": 0o040755, "modules/00-failover.ko": 0o100644} {
+		if modes[name] != mode {
+			t.Errorf("%s has mode %o, want %o", name, modes[name], mode)
 		}
-	}
-	info, err := os.Stat(filepath.Join(root, "init"))
-	if err != nil || info.Mode().Perm() != 0o755 {
-		t.Errorf("init: %v %v, want mode 755", info, err)
 	}
 }
 
@@ -136,5 +153,13 @@ func TestAnnounce(t *testing.T) {
 	}
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Errorf("the guest's file is still there after Stop: %v", err)
+	}
+}
+
+func TestStartNamesWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	_, err := Start(t.Context(), Config{QEMU: "/no/such/qemu"})
+	if err == nil || !strings.Contains(err.Error(), "/no/such/qemu") || !strings.Contains(err.Error(), "apt-get install") {
+		t.Errorf("error %v, want one that names the file and the remedy", err)
 	}
 }
