@@ -1,6 +1,9 @@
 package fakehost
 
-import "encoding/binary"
+import (
+	"bytes"
+	"encoding/binary"
+)
 
 // The parts of PCI configuration space that are modelled
 // (include/uapi/linux/pci_regs.h).
@@ -23,6 +26,9 @@ const (
 // VF's vendor and device read as ffff (PCI Express SR-IOV 1.1, section 3.4.1).
 func (d *device) config() []byte {
 	b := make([]byte, 4096)
+	if d.dead {
+		return bytes.Repeat([]byte{0xff}, len(b)) // what a bus without an answer reads as
+	}
 	le := binary.LittleEndian
 	le.PutUint16(b[0x00:], d.vendor)
 	le.PutUint16(b[0x02:], d.id)

@@ -40,6 +40,7 @@ type device struct {
 	index        int       // a VF's
 	held         bool      // somebody has its VFIO device open
 	soil         string
+	dead         bool // does not answer on the bus
 }
 
 func (d *device) isVF() bool { return !d.pf.IsZero() }

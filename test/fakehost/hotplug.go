@@ -89,7 +89,7 @@ func (h *Host) Reboot() {
 		if d.sriov != nil {
 			d.sriov.most, d.sriov.autoprobe = d.sriov.total, true
 		}
-		d.held, d.override = false, ""
+		d.held, d.dead, d.override = false, false, ""
 	}
 	for _, d := range h.sorted() {
 		if d.isVF() {
@@ -215,6 +215,14 @@ func (h *Host) Hold(vf pci.Addr, on bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.must(vf).held = on
+}
+
+// Die makes a function answer no more: its configuration space reads as ones, the
+// rest of the kernel notices nothing. Reboot, or the next carve for a VF, mends it.
+func (h *Host) Die(addr pci.Addr) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.must(addr).dead = true
 }
 
 // Soil leaves a tenant's traces in a function; a function reset takes them away.
