@@ -92,23 +92,24 @@ func hardwareRank(fs sysfs.FS, netdev string) int {
 	return 2
 }
 
-// observeNetdev reads an interface's attributes. Those that cannot be read
-// stay unknown: the interface may be down, or going away.
+// observeNetdev reads an interface's attributes. What says nothing while the
+// interface is down stays unknown; if something else cannot be read, the interface is going away.
 func observeNetdev(fs sysfs.FS, name string) (Report, error) {
 	dir := path.Join(netClass, name)
+	r := Report{Netdev: name}
 	link, err := fs.Readlink(dir)
+	if err == nil {
+		r.Addr = functionIn(link)
+		r.MAC, err = sysfs.ReadString(fs, path.Join(dir, "address"))
+	}
+	if err == nil {
+		r.Driver, err = sysfs.LinkBase(fs, path.Join(dir, "device/driver"))
+	}
+	if err == nil {
+		r.Ifindex, err = sysfs.ReadInt(fs, path.Join(dir, "ifindex"))
+	}
 	if err != nil {
-		return Report{}, errorf(NotFound, "interface %s is gone", name)
-	}
-	r := Report{Netdev: name, Addr: functionIn(link)}
-	if r.MAC, err = sysfs.ReadString(fs, path.Join(dir, "address")); err != nil {
-		return Report{}, errorf(NotFound, "interface %s is gone", name)
-	}
-	if r.Driver, err = sysfs.LinkBase(fs, path.Join(dir, "device/driver")); err != nil {
-		return Report{}, fmt.Errorf("read driver of %s: %w", name, err)
-	}
-	if r.Ifindex, err = sysfs.ReadInt(fs, path.Join(dir, "ifindex")); err != nil {
-		return Report{}, fmt.Errorf("read index of %s: %w", name, err)
+		return Report{}, errorf(NotFound, "read interface %s: %v", name, err)
 	}
 	if flags, err := sysfs.ReadHex(fs, path.Join(dir, "flags")); err == nil {
 		r.Up = flags&syscall.IFF_UP != 0
@@ -195,17 +196,18 @@ func rdmaPort(fs sysfs.FS, name string, guid ib.GUID) (port int, ok bool) {
 
 func observeRDMA(fs sysfs.FS, name string, port int) (Report, error) {
 	dir := path.Join(rdmaClass, name)
+	r := Report{RDMA: []string{name}}
 	link, err := fs.Readlink(dir)
-	if err != nil {
-		return Report{}, errorf(NotFound, "RDMA device %s is gone", name)
+	if err == nil {
+		r.Addr = functionIn(link)
+		r.Driver, err = sysfs.LinkBase(fs, path.Join(dir, "device/driver"))
 	}
-	r := Report{Addr: functionIn(link), RDMA: []string{name}}
-	if r.Driver, err = sysfs.LinkBase(fs, path.Join(dir, "device/driver")); err != nil {
-		return Report{}, fmt.Errorf("read driver of %s: %w", name, err)
+	var state string
+	if err == nil {
+		state, err = sysfs.ReadString(fs, path.Join(dir, "ports", strconv.Itoa(port), "state"))
 	}
-	state, err := sysfs.ReadString(fs, path.Join(dir, "ports", strconv.Itoa(port), "state"))
 	if err != nil {
-		return Report{}, fmt.Errorf("read state of port %d of %s: %w", port, name, err)
+		return Report{}, errorf(NotFound, "read RDMA device %s: %v", name, err)
 	}
 	r.Link = strings.HasPrefix(state, "4:") // IB_PORT_ACTIVE
 	return r, nil
