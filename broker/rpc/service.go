@@ -17,9 +17,9 @@ type service struct {
 }
 
 // mutable says whether this daemon may change anything.
-func (s *service) mutable() error {
+func (s *service) mutable(verb, object string) error {
 	if s.readOnly != "" {
-		return fmt.Errorf("%s: %w", s.readOnly, broker.ErrUnsupported)
+		return fmt.Errorf("%s %s: %w: %s", verb, object, broker.ErrUnsupported, s.readOnly)
 	}
 	return nil
 }
@@ -68,10 +68,10 @@ func (s *service) Carve(ctx context.Context, r *pb.CarveRequest) (*pb.CarveRespo
 		return nil, err
 	}
 	if !caller.Admin {
-		return nil, fmt.Errorf("carve %s: only root may, run as root or ask the administrator: %w", r.Pf, broker.ErrDenied)
+		return nil, fmt.Errorf("carve PF %s: %w: only root may", r.Pf, broker.ErrDenied)
 	}
 	if !r.DryRun {
-		if err := s.mutable(); err != nil {
+		if err := s.mutable("carve PF", r.Pf); err != nil {
 			return nil, err
 		}
 	}
@@ -97,7 +97,7 @@ func (s *service) Acquire(ctx context.Context, r *pb.AcquireRequest) (*pb.Acquir
 		}
 		return &pb.AcquireResponse{Lease: planProto(planned)}, nil
 	}
-	if err := s.mutable(); err != nil {
+	if err := s.mutable("lend to guest", r.Guest); err != nil {
 		return nil, err
 	}
 	lease, err := s.broker.Acquire(ctx, caller, requestOf(r))
@@ -112,7 +112,7 @@ func (s *service) Release(ctx context.Context, r *pb.ReleaseRequest) (*pb.Releas
 	if err != nil {
 		return nil, err
 	}
-	if err := s.mutable(); err != nil {
+	if err := s.mutable("release lease", r.LeaseId); err != nil {
 		return nil, err
 	}
 	lease, err := s.broker.Release(ctx, caller, broker.ReleaseRequest{
