@@ -14,7 +14,7 @@ import (
 const (
 	chartWidth = 440.0
 	plotLeft   = 66.0
-	plotRight  = 428.0
+	plotRight  = 420.0
 	rowHeight  = 19.0
 	textDown   = 4.5 // from the middle of a line of text to its base
 
@@ -23,8 +23,9 @@ const (
 
 // axis maps values to x; ticks are round numbers.
 type axis struct {
-	Max   float64
-	Ticks []tick
+	Min, Max float64
+	Log      bool // then Min is above zero
+	Ticks    []tick
 }
 
 type tick struct {
@@ -45,8 +46,30 @@ func newAxis(largest float64) axis {
 	return a
 }
 
+// newLogAxis is for curves, where equal distances are equal ratios; it starts at or below least, above zero.
+func newLogAxis(least, largest float64) axis {
+	a := axis{Log: true, Min: math.Inf(1), Max: niceStep(largest)}
+	for decade := math.Pow(10, math.Floor(math.Log10(least))); decade <= a.Max; decade *= 10 {
+		for _, m := range []float64{1, 2, 5} {
+			if v := m * decade; v <= a.Max*1.0001 && 2.5*v > least {
+				a.Min = min(a.Min, v)
+				a.Ticks = append(a.Ticks, tick{At: v, Text: trimmed(v)})
+			}
+		}
+	}
+	for i := range a.Ticks {
+		a.Ticks[i].At = a.x(a.Ticks[i].At)
+	}
+	return a
+}
+
 func (a axis) x(v float64) float64 {
-	return plotLeft + (plotRight-plotLeft)*min(max(v, 0), a.Max)/a.Max
+	v = min(max(v, a.Min), a.Max)
+	part := v / a.Max
+	if a.Log {
+		part = math.Log(v/a.Min) / math.Log(a.Max/a.Min)
+	}
+	return plotLeft + (plotRight-plotLeft)*part
 }
 
 // niceStep is the 1, 2 or 5 times a power of ten at or above v.
@@ -123,7 +146,7 @@ func distributionChart(r *Result) (chart, error) {
 	c := chart{ID: "distribution", Title: fmt.Sprintf("Distribution of round trips, %d bytes", SummaryBytes), Unit: "µs",
 		Top: 12, Bottom: 232, Height: 272}
 	hists := map[PathName]*hdrhistogram.Histogram{}
-	largest := 0.0
+	least, largest := math.Inf(1), 0.0
 	for _, p := range r.Paths {
 		s, ok := p.Size(SummaryBytes)
 		if !ok {
@@ -134,9 +157,13 @@ func distributionChart(r *Result) (chart, error) {
 			return chart{}, fmt.Errorf("decode histogram of path %s: %w", p.Name, err)
 		}
 		hists[p.Name] = h
+		least = min(least, float64(h.Min())/1000)
 		largest = max(largest, float64(h.ValueAtPercentile(99.9))/1000)
 	}
-	c.Axis = newAxis(largest)
+	if len(hists) == 0 {
+		return c, nil
+	}
+	c.Axis = newLogAxis(least, largest)
 	for _, share := range []float64{0, 50, 90, 99, 99.9} {
 		c.Levels = append(c.Levels, level{Y: c.nines(share / 100), Text: trimmed(share) + " %"})
 	}
@@ -245,7 +272,7 @@ func cpuChart(r *Result) chart {
 		}
 		last := &c.Bars[len(c.Bars)-1]
 		last.Name, last.NameY = string(p.Name), y+3+rowHeight/2+textDown
-		last.Text, last.TextX = fmt.Sprintf("%.1f", sum), c.Axis.x(sum)+5
+		last.Text, last.TextX = rounded(r.Path(p.Name).total(names)/1000, 1), c.Axis.x(sum)+5
 		y += 1.6 * rowHeight
 	}
 	for i, name := range names {
@@ -301,6 +328,17 @@ func (c *chart) finish(y float64) {
 }
 
 func bucketClass(i int) string { return fmt.Sprintf("b%d", i%bucketColours) }
+
+// total is the net sum of costs, in their unit; a bucket below zero is the error of a difference and counts as such.
+func (p Path) total(names []string) float64 {
+	sum := 0.0
+	for _, name := range names {
+		s, _ := p.Size(SummaryBytes)
+		c, _ := s.Cost(name)
+		sum += c.Net.Value
+	}
+	return sum
+}
 
 func netCost(p Path, name string) float64 {
 	s, _ := p.Size(SummaryBytes)

@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"encoding/json"
+	"math"
 	"regexp"
 	"strings"
 	"testing"
@@ -19,7 +20,7 @@ func TestHTML(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := out.String()
-	for _, want := range []string{label, "42.5 %", "prefers-color-scheme: dark", "@media print", `id="distribution-d"`, "126.8"} {
+	for _, want := range []string{label, "42.5\u00a0%", "prefers-color-scheme: dark", "@media print", `id="distribution-d"`, "126.8"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page lacks %q", want)
 		}
@@ -74,5 +75,20 @@ func TestAxis(t *testing.T) {
 		if got := a.Ticks[len(a.Ticks)-1].Text; a.Max < tt.largest || got != tt.last {
 			t.Errorf("axis up to %v ends at %v (%q), want %q", tt.largest, a.Max, got, tt.last)
 		}
+	}
+}
+
+func TestLogAxis(t *testing.T) {
+	t.Parallel()
+	a := newLogAxis(83, 958)
+	var texts []string
+	for _, tick := range a.Ticks {
+		texts = append(texts, tick.Text)
+	}
+	if diff := cmp.Diff([]string{"50", "100", "200", "500", "1000"}, texts); diff != "" {
+		t.Errorf("ticks (-want +got):\n%s", diff)
+	}
+	if a.x(50) != plotLeft || a.x(1000) != plotRight || math.Abs(a.x(100)-a.x(50)-(a.x(200)-a.x(100))) > 1e-9 {
+		t.Errorf("equal ratios are not equal distances: %v %v %v %v", a.x(50), a.x(100), a.x(200), a.x(1000))
 	}
 }

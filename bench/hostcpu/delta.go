@@ -58,7 +58,10 @@ func (d *Delta) threads(before, after Snapshot) {
 			return
 		}
 		if now.bucket == SoftIRQ {
-			continue // part of /proc/stat's softirq
+			if after.apart {
+				continue // part of /proc/stat's softirq
+			}
+			now.bucket = Other
 		}
 		ran := *now.ran
 		if old {
@@ -85,8 +88,13 @@ func (d *Delta) threads(before, after Snapshot) {
 
 // times takes what is not a thread's.
 func (d *Delta) times(before, after Snapshot) {
-	d.set(IRQ, after.stat.irq-before.stat.irq, tick)
-	d.set(SoftIRQ, after.stat.softirq-before.stat.softirq, tick)
+	irq, softirq := after.stat.irq-before.stat.irq, after.stat.softirq-before.stat.softirq
+	if before.apart && after.apart {
+		d.set(IRQ, irq, tick)
+		d.set(SoftIRQ, softirq, tick)
+	} else {
+		d.Sampled = map[Bucket]time.Duration{IRQ: irq, SoftIRQ: softirq}
+	}
 	d.set(Steal, after.stat.steal-before.stat.steal, tick)
 	if !maps.EqualFunc(before.stat.idle, after.stat.idle, func(_, _ time.Duration) bool { return true }) {
 		d.note("no idle time: a CPU came or went")
@@ -105,7 +113,7 @@ func (d *Delta) times(before, after Snapshot) {
 
 // residual is what no bucket holds.
 func (d *Delta) residual(watch Watch) {
-	want := []Bucket{Other, IRQ, SoftIRQ, Steal, Idle}
+	want := []Bucket{Other, Steal, Idle}
 	if watch.QEMU != 0 {
 		want = append(want, Guest, Exit, QEMU, Vhost)
 	}

@@ -10,13 +10,17 @@
 //	qemu            QEMU's other threads, iothreads too (ns)
 //	vhost           vhost workers (ns): threads of QEMU since Linux 6.4 (kernel/vhost_task.c),
 //	                kernel threads of the name vhost-<pid> before
-//	softirq, irq    /proc/stat (10 ms); softirq holds what ksoftirqd did
+//	softirq, irq    /proc/stat (10 ms), where the kernel accounts the time of interrupts
+//	                apart from the threads that they hit (CONFIG_IRQ_TIME_ACCOUNTING); softirq
+//	                holds what ksoftirqd did. Elsewhere they are what the scheduler's tick
+//	                saw, and not apart: see Delta.Sampled
 //	idle            /proc/timer_list (ns), else /proc/stat (10 ms)
 //	steal           /proc/stat (10 ms): the hypervisor below ran somebody else
 //	other           every other thread (ns); processes of the caller's choice have their own buckets
 //
 // What is missing to the whole (span × CPUs) is the residual: threads that
-// ended in between, and the error of the above.
+// ended in between, the error of the above, and, where interrupts are not accounted apart,
+// those that came while a CPU was idle. (An idle CPU is not idle in an interrupt, so these are known to the ns.)
 package hostcpu
 
 import (
@@ -73,6 +77,9 @@ type Delta struct {
 	// Guest and Exit may be off by one unit each way, so one of them may be negative in a short span;
 	// a thread that runs while it is looked at is late by up to one tick.
 	Resolution map[Bucket]time.Duration
+	// Sampled is the time of IRQ and SoftIRQ as the tick saw it, where it is
+	// not apart: it lies within the other buckets and the residual.
+	Sampled map[Bucket]time.Duration
 	// Residual is Span × CPUs less all buckets; nil when one of them is unknown.
 	Residual *time.Duration
 

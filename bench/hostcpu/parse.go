@@ -30,20 +30,21 @@ func parseThreadStat(data []byte) (threadStat, error) {
 	}
 	fields := strings.Fields(string(data[end+1:]))
 	const first = 3 // number of the field after the name
-	number := func(field int) (uint64, error) {
+	number := func(field, bits int) (uint64, error) {
 		if field-first >= len(fields) {
 			return 0, fmt.Errorf("parse stat %.60q: no field %d", data, field)
 		}
-		n, err := strconv.ParseUint(fields[field-first], 10, 64)
+		n, err := strconv.ParseUint(fields[field-first], 10, bits)
 		if err != nil {
 			return 0, fmt.Errorf("parse stat %.60q: field %d: %w", data, field, err)
 		}
 		return n, nil
 	}
-	utime, err1 := number(14)
-	stime, err2 := number(15)
-	start, err3 := number(22)
-	guest, err4 := number(43)
+	const ofTicks = 38 // bits, which a Duration can hold
+	utime, err1 := number(14, ofTicks)
+	stime, err2 := number(15, ofTicks)
+	start, err3 := number(22, 64)
+	guest, err4 := number(43, ofTicks)
 	return threadStat{
 		comm:  string(data[open+1 : end]),
 		busy:  ticks(utime) + ticks(stime),

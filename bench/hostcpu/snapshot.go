@@ -21,6 +21,7 @@ type Snapshot struct {
 	at      time.Time
 	threads map[threadKey]thread
 	stat    cpuStat
+	apart   bool           // interrupts are accounted apart from the threads that they hit
 	idle    *time.Duration // to the ns; nil: /proc/timer_list cannot be read
 	irqs    []counter
 	softs   []counter
@@ -45,8 +46,11 @@ type thread struct {
 // Take looks at the host. It is an error if the guest's process is not there;
 // what else cannot be read is unknown in the Delta.
 func Take(ctx context.Context, roots Roots, watch Watch) (Snapshot, error) {
-	s := Snapshot{watch: watch, threads: make(map[threadKey]thread)}
-	s.at = time.Now()
+	return take(ctx, roots, watch, time.Now())
+}
+
+func take(ctx context.Context, roots Roots, watch Watch, at time.Time) (Snapshot, error) {
+	s := Snapshot{watch: watch, at: at, threads: make(map[threadKey]thread)}
 	// What moves with the look itself comes first.
 	err := s.readTimes(roots)
 	if err == nil {
@@ -57,6 +61,13 @@ func Take(ctx context.Context, roots Roots, watch Watch) (Snapshot, error) {
 	}
 	s.readCounters(roots)
 	s.readKVM(roots)
+	// The file is there, and can be read, where the kernel does so and pressure
+	// stall information is on (kernel/sched/psi.c).
+	if _, err := os.ReadFile(filepath.Join(roots.Proc, "pressure/irq")); err == nil {
+		s.apart = true
+	} else {
+		s.note("interrupts are not accounted apart: their time is that of the threads that they hit, or in the residual")
+	}
 	return s, nil
 }
 
