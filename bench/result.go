@@ -138,7 +138,8 @@ type Latency struct {
 }
 
 // Cost is what a message costs the host: measured in a block with traffic
-// (gross), in one of the same length without (idle), and the difference; means over blocks.
+// (gross), in one of the same length without (idle), and the difference of the
+// two. They are medians over blocks, means where the kernel only samples.
 type Cost struct {
 	Name  string   `json:"name"`
 	Kind  CostKind `json:"kind"`

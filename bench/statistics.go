@@ -37,15 +37,19 @@ func estimate(blocks []float64) Estimate {
 	return e
 }
 
-// estimateMean is the mean of the blocks' values with its interval: for costs,
-// which partly come from samples that only add up over blocks.
-func estimateMean(blocks []float64) Estimate {
-	e := Estimate{Value: mean(blocks)}
-	if n := len(blocks); n < fewBlocks {
-		e.Interval = Interval{Low: slices.Min(blocks), High: slices.Max(blocks), Blocks: n}
+// estimateNet is the centre of the gross values less that of the idle ones,
+// with its interval; the two lists are of the same blocks.
+func estimateNet(gross, idle []float64, centre func([]float64) float64) Estimate {
+	e := Estimate{Value: centre(gross) - centre(idle)}
+	if n := len(gross); n < fewBlocks {
+		e.Interval = Interval{Low: math.Inf(1), High: math.Inf(-1), Blocks: n}
+		for i := range gross {
+			net := gross[i] - idle[i]
+			e.Interval.Low, e.Interval.High = min(e.Interval.Low, net), max(e.Interval.High, net)
+		}
 		return e
 	}
-	e.Interval = bootstrap(func(drawn [][]float64) float64 { return mean(drawn[0]) }, blocks)
+	e.Interval = bootstrap(func(drawn [][]float64) float64 { return centre(drawn[0]) - centre(drawn[1]) }, gross, idle)
 	return e
 }
 

@@ -74,3 +74,15 @@ func TestCoverage(t *testing.T) {
 		})
 	}
 }
+
+func TestNet(t *testing.T) {
+	t.Parallel()
+	// Once, in an idle block, the host did something else.
+	gross, idle := []float64{10, 11, 10, 12, 10, 10}, []float64{1, 1, 60, 1, 1, 1}
+	if e := estimateNet(gross, idle, median); e.Value != 9 || e.Interval.Low > 9 || e.Interval.High < 9 {
+		t.Errorf("net %+v, want 9", e)
+	}
+	if e := estimateNet(gross[:2], idle[:2], mean); e.Value != 9.5 || e.Interval != (Interval{Low: 9, High: 10, Blocks: 2}) {
+		t.Errorf("net of few blocks %+v", e)
+	}
+}

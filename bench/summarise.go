@@ -109,7 +109,7 @@ func newCosts(blocks []Block, warmup int) []Cost {
 }
 
 func appendCost(costs []Cost, blocks []Block, warmup int, name string, kind CostKind, of func(Usage) (float64, bool)) []Cost {
-	var gross, idle, net []float64
+	var gross, idle []float64
 	for _, b := range blocks {
 		g, knownG := of(b.Gross)
 		i, knownI := of(b.Idle)
@@ -121,9 +121,12 @@ func appendCost(costs []Cost, blocks []Block, warmup int, name string, kind Cost
 		messages := float64(b.Rounds + b.Lost + warmup)
 		gross = append(gross, g/messages)
 		idle = append(idle, i/messages)
-		net = append(net, (g-i)/messages)
 	}
-	return append(costs, Cost{Name: name, Kind: kind, Gross: mean(gross), Idle: mean(idle), Net: estimateMean(net)})
+	centre := median // what the host does once in a while falls into one block and is no message's
+	if kind == CostSampled {
+		centre = mean // samples only add up over blocks
+	}
+	return append(costs, Cost{Name: name, Kind: kind, Gross: centre(gross), Idle: centre(idle), Net: estimateNet(gross, idle, centre)})
 }
 
 // inOrder lists names in the order in which costs are shown; names that are
