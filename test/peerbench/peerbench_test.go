@@ -1,0 +1,148 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParseLine(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		line, name string
+		ns         float64
+		ok         bool
+	}{
+		{"BenchmarkDiscover/64/lspci-2   	       9	  12069232 ns/op", "Discover/64/lspci", 12069232, true},
+		{"BenchmarkAcquireCommit/bbolt-Update-2  838  497826.5 ns/op  12 B/op", "AcquireCommit/bbolt-Update", 497826.5, true},
+		{"BenchmarkList/1024  100  1.5e+06 ns/op", "List/1024", 1.5e6, true}, // one processor
+		{"BenchmarkList/1024-2", "", 0, false},
+		{"BenchmarkList/1024-2  100  0 ns/op", "", 0, false},
+		{"goos: linux", "", 0, false},
+		{"ok  	vfbroker/broker/rpc	3.292s", "", 0, false},
+	} {
+		name, ns, ok := parseLine(test.line)
+		if ok != test.ok || ok && (name != test.name || ns != test.ns) {
+			t.Errorf("parse %q: %q, %v, %v; want %q, %v, %v", test.line, name, ns, ok, test.name, test.ns, test.ok)
+		}
+	}
+}
+
+func FuzzParseLine(f *testing.F) {
+	f.Add("BenchmarkDiscover/64/lspci-2   	       9	  12069232 ns/op")
+	f.Fuzz(func(t *testing.T, line string) {
+		if name, ns, ok := parseLine(line); ok && (name == "" || !(ns > 0)) {
+			t.Errorf("parse %q: %q, %v", line, name, ns)
+		}
+	})
+}
+
+func TestParseResident(t *testing.T) {
+	t.Parallel()
+	got, err := parseResident("status", []byte("Name:\tvfbrokerd\nVmHWM:\t   30000 kB\nVmRSS:\t   21504 kB\n"))
+	if err != nil || got != 21<<20 {
+		t.Errorf("resident: %d, %v, want %d", got, err, 21<<20)
+	}
+	for _, text := range []string{"", "VmRSS:\t12 MB\n", "VmRSS:\tmuch kB\n"} {
+		if got, err := parseResident("status", []byte(text)); err == nil {
+			t.Errorf("resident of %q: %d and no error", text, got)
+		}
+	}
+}
+
+// measured has a sample for each benchmark that is compared: ours takes 1 µs, a peer 10.
+func measured() samples {
+	s := samples{}
+	for _, c := range comparisons {
+		s[c.ours] = []float64{5000, 1000, 900}
+		if c.theirs != "" {
+			s[c.theirs] = []float64{10000, 9000, 50000}
+		}
+	}
+	return s
+}
+
+func TestReport(t *testing.T) {
+	t.Parallel()
+	r, err := newReport(measured(), []int64{30 << 20, 20 << 20, 10 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(1000, int(r.Results[0].OursNS)); diff != "" {
+		t.Errorf("median (-want +got):\n%s", diff)
+	}
+	var text strings.Builder
+	if err := r.print(&text); err != nil || !strings.Contains(text.String(), "all targets are met") {
+		t.Errorf("%v:\n%s", err, text.String())
+	}
+	path := filepath.Join(t.TempDir(), "out", "bench.json")
+	if err := r.write(path); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		Results []map[string]any
+		Memory  []map[string]any
+	}
+	if err := json.Unmarshal(data, &got); err != nil {
+		t.Fatal(err)
+	}
+	last := len(got.Results) - 1
+	want := []map[string]any{
+		{"operation": "discover/64", "peer": "lspci -D -n", "ours_ns": 1000.0, "peer_ns": 10000.0, "ratio": 0.1},
+		{"operation": "list/1024", "peer": "-", "ours_ns": 1000.0, "peer_ns": nil, "ratio": nil},
+		{"operation": "daemon/1024", "bytes": 20.0 * (1 << 20)},
+	}
+	if diff := cmp.Diff(want, []map[string]any{got.Results[0], got.Results[last], got.Memory[0]}); diff != "" {
+		t.Errorf("the file (-want +got):\n%s", diff)
+	}
+}
+
+func TestReportSaysWhatIsMissed(t *testing.T) {
+	t.Parallel()
+	s := measured()
+	s["Discover/64/process"] = []float64{13000}
+	s["List/1024"] = []float64{1e6}
+	r, err := newReport(s, []int64{41 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"discover/64 beside lspci -D -n: 1.300, target ≤ 1.2",
+		"list/1024 beside -: 1ms, target < 1ms",
+		"daemon/1024: 41.0 MiB resident, target ≤ 40.0 MiB",
+	}
+	if diff := cmp.Diff(want, r.missed); diff != "" {
+		t.Errorf("missed (-want +got):\n%s", diff)
+	}
+	delete(s, "List/1024")
+	if _, err := newReport(s, []int64{1}); err == nil || !strings.Contains(err.Error(), "BenchmarkList/1024") {
+		t.Errorf("a benchmark that did not run: %v", err)
+	}
+}
+
+// TestPlan makes sure that each benchmark that is compared is one that a suite selects.
+func TestPlan(t *testing.T) {
+	t.Parallel()
+	selected := map[string]bool{}
+	for _, s := range suites {
+		selected[strings.TrimSuffix(strings.TrimPrefix(s.bench, "^Benchmark"), "$")] = true
+	}
+	for _, c := range comparisons {
+		for _, name := range []string{c.ours, c.theirs} {
+			if top, _, _ := strings.Cut(name, "/"); name != "" && !selected[top] {
+				t.Errorf("%s beside %s: no suite runs Benchmark%s", c.operation, c.peer, name)
+			}
+		}
+		if (c.theirs == "") != (c.peer == "-") || (c.maxRatio > 0) == (c.max > 0) {
+			t.Errorf("%s beside %s: %+v", c.operation, c.peer, c)
+		}
+	}
+}

@@ -1,0 +1,47 @@
+package main
+
+import "time"
+
+// suite is a package with benchmarks.
+type suite struct {
+	pkg   string // below the module's root
+	bench string // what -test.bench selects
+}
+
+var suites = []suite{
+	{"./test/peerbench/discover", "^BenchmarkDiscover$"},
+	{"./broker", "^BenchmarkAcquireCommit$"},
+	{"./broker/rpc", "^BenchmarkList$"},
+}
+
+// comparison sets a benchmark of ours beside a peer's, or beside a limit where there is no peer.
+type comparison struct {
+	operation string
+	peer      string // "-": none
+	ours      string // benchmark, without "Benchmark" and the number of processors
+	theirs    string
+	maxRatio  float64       // ours/theirs that we promise
+	max       time.Duration // that we promise where there is no peer
+}
+
+// comparisons is what the closing table and bench.json hold, in this order. To
+// add an operation, write its benchmarks, select them in suites, and say here which is set beside which.
+var comparisons = []comparison{
+	{operation: "discover/64", peer: "lspci -D -n", ours: "Discover/64/process", theirs: "Discover/64/lspci", maxRatio: 1.2},
+	{operation: "discover/64", peer: "ghw.PCI()", ours: "Discover/64/call", theirs: "Discover/64/ghw", maxRatio: 0.1},
+	{operation: "discover/256", peer: "lspci -D -n", ours: "Discover/256/process", theirs: "Discover/256/lspci", maxRatio: 1.2},
+	{operation: "discover/256", peer: "ghw.PCI()", ours: "Discover/256/call", theirs: "Discover/256/ghw", maxRatio: 0.1},
+	{operation: "discover/1024", peer: "lspci -D -n", ours: "Discover/1024/process", theirs: "Discover/1024/lspci", maxRatio: 1.2},
+	{operation: "discover/1024", peer: "ghw.PCI()", ours: "Discover/1024/call", theirs: "Discover/1024/ghw", maxRatio: 0.1},
+	{operation: "discover/4096", peer: "lspci -D -n", ours: "Discover/4096/process", theirs: "Discover/4096/lspci", maxRatio: 1.2},
+	{operation: "discover/4096", peer: "ghw.PCI()", ours: "Discover/4096/call", theirs: "Discover/4096/ghw", maxRatio: 0.1},
+	{operation: "acquire/commit", peer: "bbolt Update", ours: "AcquireCommit/vfbroker", theirs: "AcquireCommit/bbolt-Update", maxRatio: 2.5},
+	{operation: "list/1024", peer: "-", ours: "List/1024", max: time.Millisecond},
+}
+
+// What an idle daemon on a host with so many VFs may have resident.
+const (
+	daemonOperation = "daemon/1024"
+	daemonVFs       = 1024
+	daemonMax       = 40 << 20 // bytes
+)
