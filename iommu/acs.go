@@ -18,24 +18,26 @@ const (
 	upstreamForwarding = 0x10
 )
 
-// walkUp looks at each port between a function and the root, and names those
-// that let functions reach each other past the IOMMU.
+// walkUp looks at each port between a function and the root, and at the function
+// itself, and names those that let functions reach each other past the IOMMU.
 func walkUp(fs sysfs.FS, addr pci.Addr) ([]Blocker, error) {
 	target, err := fs.Readlink(addr.Dir())
 	if err != nil {
 		return nil, fmt.Errorf("isolate function %s: find the ports above: %w", addr, err)
 	}
 	var weak []Blocker
-	for _, port := range ancestors(target, addr) {
-		config, err := fs.ReadFile(port.Dir() + "/config")
+	ask := func(a pci.Addr, weakness func(pci.Config) string) {
+		config, err := fs.ReadFile(a.Dir() + "/config")
 		if err != nil {
-			weak = append(weak, Blocker{Addr: port, Reason: "cannot be asked for access control services: " + err.Error()})
-			continue
-		}
-		if reason := portWeakness(config); reason != "" {
-			weak = append(weak, Blocker{Addr: port, Driver: "", Reason: reason})
+			weak = append(weak, Blocker{Addr: a, Reason: "cannot be asked for access control services: " + err.Error()})
+		} else if reason := weakness(config); reason != "" {
+			weak = append(weak, Blocker{Addr: a, Reason: reason})
 		}
 	}
+	for _, port := range ancestors(target, addr) {
+		ask(port, portWeakness)
+	}
+	ask(addr, functionWeakness)
 	for i := range weak {
 		if weak[i].Driver, err = sysfs.LinkBase(fs, weak[i].Addr.Dir()+"/driver"); err != nil {
 			return nil, fmt.Errorf("isolate function %s: %w", addr, err)
@@ -68,7 +70,7 @@ func portWeakness(config pci.Config) string {
 	case kind != pci.RootPort && kind != pci.DownstreamPort:
 		return ""
 	}
-	_, enabled, ok := config.ACS()
+	capable, enabled, ok := config.ACS()
 	switch {
 	case !ok && !config.Extended():
 		return "may lack access control services: its config space cannot be read whole; run as root"
@@ -85,7 +87,8 @@ func portWeakness(config pci.Config) string {
 		{completionRedirect, "completion redirect"},
 		{upstreamForwarding, "upstream forwarding"},
 	} {
-		if enabled&s.bit == 0 {
+		// What cannot be switched is on by wire (pci_acs_flags_enabled in drivers/pci/pci.c).
+		if capable&^enabled&s.bit != 0 {
 			missing = append(missing, s.name)
 		}
 	}
@@ -93,4 +96,19 @@ func portWeakness(config pci.Config) string {
 		return ""
 	}
 	return "has " + strings.Join(missing, ", ") + " switched off"
+}
+
+// functionWeakness says whether a function can reach the others of its device
+// past the IOMMU. VFs never say that they are one of several.
+func functionWeakness(config pci.Config) string {
+	if !config.MultiFunction() {
+		return ""
+	}
+	switch _, _, ok := config.ACS(); {
+	case ok:
+		return ""
+	case !config.Extended():
+		return "is one of several functions of a device that may lack access control services: its config space cannot be read whole; run as root"
+	}
+	return "is one of several functions of a device without access control services"
 }

@@ -38,6 +38,7 @@ func TestLab(t *testing.T) {
 	})
 	t.Run("permanent MAC", func(t *testing.T) { testPermanentMAC(t, ctx, host, pf) })
 	t.Run("carve and uevents", func(t *testing.T) { testCarve(t, ctx, host, pf) })
+	t.Run("slow watcher", func(t *testing.T) { testSlowWatcher(t, ctx, host) })
 	t.Run("cross-check", func(t *testing.T) { testCrossCheck(t, ctx, host) })
 	t.Run("attributes", func(t *testing.T) { testAttributes(t, ctx, host) })
 	t.Run("reset", func(t *testing.T) { testReset(t, ctx, host) })
@@ -127,6 +128,54 @@ func testCarve(t *testing.T, ctx context.Context, host sysfs.FS, pf sriov.PF) {
 	}
 	if _, err := sriov.Carve(ctx, host, pf.Addr, 8); err == nil {
 		t.Error("carve into more than the hardware has: no error")
+	}
+}
+
+// testSlowWatcher: who does not read for long enough is told that events are lost, once, and goes on.
+func testSlowWatcher(t *testing.T, ctx context.Context, host sysfs.FS) {
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	events, err := sysfs.Watch(watching)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const burst = 12_000 // more than the socket's buffer holds
+	for range burst {
+		if err := host.Write("/sys/class/net/lo/uevent", "change"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen, lost := 0, 0
+	for lost == 0 || seen == 0 {
+		select {
+		case ev := <-events:
+			if ev.Lost {
+				lost++
+			} else {
+				seen++
+			}
+		case <-ctx.Done():
+			t.Fatalf("of %d events %d came, and no word of a loss", burst, seen)
+		}
+	}
+	// It goes on: what happens now is seen.
+	if err := host.Write("/sys/class/net/lo/uevent", "add"); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		select {
+		case ev := <-events:
+			if ev.Interface == "lo" && ev.Action == "add" {
+				t.Logf("lost once %d, seen %d of %d", lost, seen, burst)
+				return
+			}
+			seen++
+			if ev.Lost {
+				lost++
+			}
+		case <-ctx.Done():
+			t.Fatal("after the loss nothing is seen")
+		}
 	}
 }
 

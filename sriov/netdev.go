@@ -19,7 +19,17 @@ const (
 )
 
 // readNetdev fills in the first network interface of a PF, if it has one in this network namespace.
-func readNetdev(fs sysfs.FS, dir string, pf *PF) error {
+// One that is renamed while it is read, as udev does at boot, is looked for again.
+func readNetdev(fs sysfs.FS, dir string, pf *PF) (err error) {
+	for range 3 {
+		if err = readNetdevOnce(fs, dir, pf); !sysfs.IsNotExist(err) {
+			return err
+		}
+	}
+	return err
+}
+
+func readNetdevOnce(fs sysfs.FS, dir string, pf *PF) error {
 	name, err := firstNetdev(fs, dir+"/net")
 	if err != nil || name == "" {
 		return err

@@ -8,6 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// maxAddrLen is the room for a hardware address (MAX_ADDR_LEN).
+const maxAddrLen = 32
+
 // parseVFList reads the VFs' attributes out of those of their PF's link. Each VF is
 // known by the number that its attributes carry, not by its place. The kernel
 // closes an attribute of more than 64 KiB with a wrapped length, so a list that
@@ -53,11 +56,18 @@ func parseVF(info []byte, addrLen int) (index int, vf VFAttrs, ok bool) {
 	ne := binary.NativeEndian
 	index = -1
 	for kind, v := range attributes(info) {
-		need := map[uint16]int{attrVFMAC: 4 + 32, attrVFVLAN: 12, attrVFSpoofChk: 8, attrVFLinkState: 8, attrVFRate: 12, attrVFTrust: 8}[kind]
-		if need == 0 {
+		var size int
+		switch kind {
+		case attrVFMAC:
+			size = 4 + maxAddrLen
+		case attrVFVLAN, attrVFRate:
+			size = 12
+		case attrVFSpoofChk, attrVFTrust, attrVFLinkState:
+			size = 8
+		default:
 			continue
 		}
-		if len(v) < need {
+		if len(v) < size {
 			return 0, VFAttrs{}, false
 		}
 		number := int(ne.Uint32(v))
@@ -68,7 +78,7 @@ func parseVF(info []byte, addrLen int) (index int, vf VFAttrs, ok bool) {
 		first := ne.Uint32(v[4:])
 		switch kind {
 		case attrVFMAC:
-			vf.MAC = net.HardwareAddr(v[4 : 4+min(addrLen, 32)])
+			vf.MAC = net.HardwareAddr(v[4 : 4+min(addrLen, maxAddrLen)])
 		case attrVFVLAN:
 			vf.VLAN, vf.QoS = new(int(first)), new(int(ne.Uint32(v[8:])))
 		case attrVFRate:

@@ -45,6 +45,12 @@ func (c Config) Alive() bool {
 	return false
 }
 
+// MultiFunction says whether the device has more functions than one.
+func (c Config) MultiFunction() bool {
+	const headerType, several = 0x0e, 0x80
+	return len(c) >= headerSize && c[headerType]&several != 0
+}
+
 // Capability returns the offset of a capability in the list that starts at
 // 0x34. It is false when there is none, or it cannot be read.
 func (c Config) Capability(id uint8) (offset int, ok bool) {

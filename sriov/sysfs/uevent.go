@@ -32,7 +32,7 @@ type Uevent struct {
 
 const (
 	kobjectGroup = 1        // the kernel's own messages; 2 is udev's
-	uevenRcvbuf  = 4 << 20  // carving thousands of VFs is a burst of as many messages
+	ueventRcvbuf = 4 << 20  // carving thousands of VFs is a burst of as many messages
 	maxUevent    = 16 << 10 // UEVENT_BUFFER_SIZE is 2 KiB, with room
 )
 
@@ -45,8 +45,8 @@ func Watch(ctx context.Context) (<-chan Uevent, error) {
 		return nil, fmt.Errorf("watch uevents: socket: %w", err)
 	}
 	// Beyond the system's limit only with CAP_NET_ADMIN; the plain size otherwise.
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, uevenRcvbuf) != nil {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, uevenRcvbuf)
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, ueventRcvbuf) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, ueventRcvbuf)
 	}
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: kobjectGroup}); err != nil {
 		unix.Close(fd)
