@@ -65,7 +65,7 @@ func (r *run) block(ctx context.Context, e *endpoint, load Load) (Measured, erro
 	if err != nil {
 		return Measured{}, err
 	}
-	res, err := e.client.PingPong(ctx, pingpong.Spec{Peer: e.peer, Size: load.Bytes, Warmup: warmup, Rounds: load.Rounds, Timeout: roundTimeout})
+	res, err := e.client.PingPong(ctx, pingpong.Spec{Peer: e.peer, Size: load.Bytes, Warmup: load.warmup(), Rounds: load.Rounds, Timeout: roundTimeout})
 	if err != nil {
 		return Measured{}, err
 	}
@@ -110,7 +110,7 @@ func (r *run) collect(measured map[block][]Measured) error {
 		case i >= 0:
 			p.Ends = r.endpoints[i].ends
 			for l, load := range r.cfg.Loads {
-				s, err := NewSize(load.Bytes, warmup, measured[block{path: i, load: l}])
+				s, err := NewSize(load.Bytes, load.warmup(), measured[block{path: i, load: l}])
 				if err != nil {
 					return err
 				}

@@ -41,11 +41,11 @@ func TestUsage(t *testing.T) {
 
 func TestLoads(t *testing.T) {
 	t.Parallel()
-	got, err := parseLoads(formatLoads(bench.DefaultLoads()))
+	got, err := parseLoads(formatLoads(bench.DefaultLoads(bench.ClockHost)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(bench.DefaultLoads(), got); diff != "" {
+	if diff := cmp.Diff(bench.DefaultLoads(bench.ClockHost), got); diff != "" {
 		t.Errorf("loads (-want +got):\n%s", diff)
 	}
 }

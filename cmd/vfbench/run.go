@@ -54,7 +54,7 @@ Run it as root, with the broker's daemon running and the PF carved.`,
 	f.StringVar(&cfg.UplinkMAC, "uplink", "", "MAC of the bridge's NIC")
 	f.StringVar(&cfg.BridgePeer, "bridge-peer", "", "MAC of the NIC at the far end of the bridge's segment")
 	f.StringSliceVar(&paths, "paths", []string{"native", "direct", "bridged"}, "what to measure")
-	f.StringSliceVar(&loads, "loads", formatLoads(bench.DefaultLoads()), "BYTES:ROUNDS:BLOCKS each")
+	f.StringSliceVar(&loads, "loads", nil, "BYTES:ROUNDS:BLOCKS each (default "+strings.Join(formatLoads(bench.DefaultLoads(bench.ClockHost)), ",")+")")
 	f.StringVar(&out, "json", "", "write the result to this file")
 	f.StringVar(&html, "html", "", "write the report as a page to this file")
 	addGuestFlags(f, &cfg.Guest)
