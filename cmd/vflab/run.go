@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -60,7 +59,7 @@ func (f *machineFlags) resolve() (lab.Options, error) {
 	o.Path = append(o.Path, bin)
 	o.Shares = append(o.Shares, bin)
 	o.Progress = progress
-	return o, nil
+	return o, o.Check()
 }
 
 // parseMiB reads a size such as 3G, 2048M or 2048 (MiB).
@@ -99,18 +98,17 @@ VFLAB_LABEL, VFLAB_CLOCK, VFLAB_BOOT and OUT in its environment.
 			if err != nil {
 				return err
 			}
-			return report(status, func(ctx context.Context) (lab.Result, error) {
-				return lab.Run(ctx, img, o, args, os.Stdout, os.Stderr)
-			}, cmd.Context())
+			r, err := lab.Run(cmd.Context(), img, o, args, os.Stdout, os.Stderr)
+			return report(status, r, err)
 		},
 	}
 	f.add(cmd)
 	return cmd
 }
 
-// report runs a machine, tells where its log is, and keeps its exit status.
-func report(status *int, run func(context.Context) (lab.Result, error), ctx context.Context) error {
-	r, err := run(ctx)
+// report tells how a machine ended and where its log is, and keeps its
+// command's exit status.
+func report(status *int, r lab.Result, err error) error {
 	if r.ClockReason != "" {
 		progress(r.ClockReason)
 	}

@@ -30,9 +30,8 @@ func newShellCommand(status *int) *cobra.Command {
 			if len(args) == 0 {
 				args = []string{"/bin/bash", "-i"}
 			}
-			return report(status, func(ctx context.Context) (lab.Result, error) {
-				return shell(ctx, img, o, args)
-			}, cmd.Context())
+			r, err := shell(cmd.Context(), img, o, args)
+			return report(status, r, err)
 		},
 	}
 	f.add(cmd)

@@ -105,7 +105,7 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Progress == nil {
 		o.Progress = func(string) {}
 	}
-	if err := o.validate(); err != nil {
+	if err := o.Check(); err != nil {
 		return o, err
 	}
 	return o, o.resolveDirs()
@@ -117,7 +117,8 @@ func defaultTo(s *string, value string) {
 	}
 }
 
-func (o Options) validate() error {
+// Check finds an option that cannot be, without looking at the file system.
+func (o Options) Check() error {
 	for _, c := range []struct {
 		name, value string
 		known       []string
@@ -126,14 +127,14 @@ func (o Options) validate() error {
 		{"clock", o.Clock, []string{ClockWall, ClockDeterministic}},
 		{"iommu", o.IOMMU, []string{IOMMUIntel, IOMMUNone}},
 	} {
-		if !slices.Contains(c.known, c.value) {
+		if c.value != "" && !slices.Contains(c.known, c.value) {
 			return fmt.Errorf("unknown %s %q: use %s", c.name, c.value, strings.Join(c.known, " or "))
 		}
 	}
 	switch {
-	case o.MemoryMiB < minMemoryMiB:
+	case o.MemoryMiB != 0 && o.MemoryMiB < minMemoryMiB:
 		return fmt.Errorf("memory of %d MiB is too small: use %d or more", o.MemoryMiB, minMemoryMiB)
-	case o.SMP < 1 || o.SMP > maxSMP:
+	case o.SMP < 0 || o.SMP > maxSMP:
 		return fmt.Errorf("cannot make %d CPUs: use 1 to %d", o.SMP, maxSMP)
 	case o.Timeout < 0 || o.BootTimeout < 0:
 		return errors.New("timeout is negative: use 0 for none")

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what building vfbroker and making the lab's image needs, on Debian
-# 12 or 13, and nothing that is there already. Packages come through the
+# Installs what building vfbroker, making the lab's image and comparing with
+# lspci needs, on Debian 12 or 13, and nothing that is there already. Packages come through the
 # machine's own apt configuration. Run it as root; it may be run again.
 set -eu
 
@@ -71,7 +71,7 @@ debian:12 | debian:13) ;;
 esac
 
 missing=
-for pair in mmdebstrap:mmdebstrap make:make git:git xz:xz-utils mount:mount; do
+for pair in mmdebstrap:mmdebstrap make:make git:git xz:xz-utils mount:mount lspci:pciutils; do
 	command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair#*:}"
 done
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$missing debian-archive-keyring"
@@ -79,3 +79,5 @@ done
 # shellcheck disable=SC2086 # a list of packages
 [ -z "$missing" ] || install $missing
 at_least "$(go_version)" "$oldest_go" || install_go
+# Where Go's own archive puts it; for a script that reads this one with ".".
+command -v go >/dev/null || export PATH="$PATH:/usr/local/go/bin"
