@@ -26,7 +26,7 @@ func (b *Broker) Acquire(ctx context.Context, c Caller, r Request) (Lease, error
 	}
 	e, fresh, err := b.reserve(ctx, c, r, plan)
 	if err == nil && fresh {
-		b.start(e, false)
+		b.launch(e, false)
 	}
 	return b.granted(ctx, e, err)
 }
@@ -186,6 +186,7 @@ func (b *Broker) hold(c Caller, r Request, plan Lease) (*entry, bool, error) {
 	b.counter++
 	l.ID, l.Generation = id, Generation{Epoch: b.epoch, Counter: b.counter}
 	e := newEntry(l)
+	e.driven = true // an event must not set it going before it is durable
 	b.leases.add(e)
 	b.inv.hold(l.Function, l.ID)
 	return e, true, nil
@@ -196,12 +197,7 @@ func (b *Broker) letGo(e *entry, err error) {
 	b.refreshFunction(e.lease.Function)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	_, v := b.inv.function(e.lease.Function)
-	record := FunctionRecord{ID: e.lease.Function}
-	if v != nil {
-		record = v.record
-	}
-	b.inv.drop(e.lease.Function, record)
+	b.inv.drop(e.lease.Function, b.inv.recordOf(e.lease.Function))
 	e.err = err
 	e.lease.State, e.lease.Reason = Closed, err.Error()
 	b.leases.remove(e.lease.ID)

@@ -55,7 +55,9 @@ func OpenJournal(path string) (Store, error) {
 		return nil, fmt.Errorf("open journal %s: %w: %w; the directory must be writable by root", path, ErrUnavailable, err)
 	}
 	s := &boltStore{db: db, path: path}
-	if err := s.prepare(); err != nil {
+	// What a killed daemon wrote and did not sync is read from the page cache,
+	// and must not be answered for before it is durable.
+	if err := errors.Join(s.prepare(), db.Sync()); err != nil {
 		return nil, errors.Join(fmt.Errorf("open journal %s: %w", path, err), db.Close())
 	}
 	return s, nil

@@ -127,8 +127,10 @@ func (b *Broker) noteCarve(ctx context.Context, p *pfState, c *Carving, fresh bo
 	record.Carve = c
 	batch := Batch{PFs: []PFRecord{record}}
 	if fresh {
-		for i := range p.vfs {
-			batch.Functions = append(batch.Functions, FunctionRecord{ID: p.functionID(i)})
+		for id := range b.inv.records {
+			if id.PF == p.id() {
+				batch.Functions = append(batch.Functions, FunctionRecord{ID: id})
+			}
 		}
 	}
 	b.mu.Unlock()
@@ -139,6 +141,9 @@ func (b *Broker) noteCarve(ctx context.Context, p *pfState, c *Carving, fresh bo
 	defer b.mu.Unlock()
 	p.record.Carve = c
 	if fresh {
+		for _, record := range batch.Functions {
+			delete(b.inv.records, record.ID)
+		}
 		p.vfs = nil
 		b.inv.index()
 	}

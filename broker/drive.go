@@ -19,6 +19,11 @@ func (b *Broker) start(e *entry, recovering bool) {
 	}
 	e.driven = true
 	b.mu.Unlock()
+	b.launch(e, recovering)
+}
+
+// launch is start for a lease that is marked as driven.
+func (b *Broker) launch(e *entry, recovering bool) {
 	b.workers.Go(func() { b.drive(e, recovering) })
 }
 
@@ -215,8 +220,8 @@ var errOvertaken = errors.New("the lease has changed state meanwhile")
 // transition changes a lease durably, if it is still in state from, and then in memory.
 // cause is what a waiting client is told.
 func (b *Broker) transition(e *entry, from LeaseState, change func(*Lease, *Batch), cause error) error {
-	e.turning.Lock()
-	defer e.turning.Unlock()
+	e.turning <- struct{}{}
+	defer func() { <-e.turning }()
 	b.mu.Lock()
 	l := e.lease
 	forget := b.leases.surplus()

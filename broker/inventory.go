@@ -14,6 +14,11 @@ type inventory struct {
 	byID   map[string]*pfState
 	byAddr map[pci.Addr]functionRef // PFs and VFs
 	reads  uint64                   // looks at the host that were begun
+
+	// records is what is remembered of functions. It outlives them: a VF that
+	// somebody destroys and makes anew is as clean as its record says.
+	records map[FunctionID]FunctionRecord
+	away    []PFRecord // of the journal, for PFs that were not seen since the start too
 }
 
 // functionRef points at a PF (index −1) or one of its VFs.
@@ -41,8 +46,8 @@ type pfState struct {
 // vfState is a VF and what the broker keeps of it.
 type vfState struct {
 	vf     sriov.VF
-	record FunctionRecord
 	lease  LeaseID
+	reason string        // of a quarantine
 	gone   bool          // it could not be read when it was last looked at
 	read   uint64        // which look at the host vf is from: an older one that ends later does not count
 	state  FunctionState // Free, Leased, Scrubbing, or Quarantined
@@ -55,6 +60,14 @@ func (p *pfState) functionID(index int) FunctionID { return FunctionID{PF: p.rec
 // named says whether name is the PF's identity, an alias, its netdev or its address.
 func (p *pfState) named(name string) bool {
 	return name == p.record.ID || name == p.pf.Addr.String() || p.pf.Netdev != "" && name == p.pf.Netdev || slices.Contains(p.record.Aliases, name)
+}
+
+func newInventory(records []FunctionRecord, away []PFRecord) inventory {
+	inv := inventory{byID: map[string]*pfState{}, records: map[FunctionID]FunctionRecord{}, away: away}
+	for _, r := range records {
+		inv.records[r.ID] = r
+	}
+	return inv
 }
 
 // find returns the PF of that name, or nil.
@@ -81,35 +94,42 @@ func (inv *inventory) function(id FunctionID) (*pfState, *vfState) {
 
 // update takes over what was read of a PF. Records and leases of its VFs stay.
 // read is the look that pf is from.
-func (inv *inventory) update(read uint64, pf sriov.PF, record PFRecord, policy *PFPolicy, functions map[FunctionID]FunctionRecord) {
+func (inv *inventory) update(read uint64, pf sriov.PF, record PFRecord, policy *PFPolicy) {
 	p := inv.byID[record.ID]
 	if p == nil {
 		p = &pfState{writing: make(chan struct{}, 1)}
 		inv.pfs = append(inv.pfs, p)
-		if inv.byID == nil {
-			inv.byID = map[string]*pfState{}
-		}
 		inv.byID[record.ID] = p
+	} else {
+		record.Carve = p.record.Carve // noteCarve's to change, whatever was remembered when the look began
 	}
 	p.pf, p.record, p.policy, p.present = pf, record, policy, true
 	old := p.vfs
-	p.vfs = make([]vfState, len(pf.VFs))
-	for i, vf := range pf.VFs {
-		v := &p.vfs[i]
+	p.vfs = make([]vfState, max(pf.NumVFs, len(pf.VFs)))
+	for i := range p.vfs {
 		if i < len(old) {
-			*v = old[i]
+			p.vfs[i] = old[i]
 		} else {
-			v.state = Free
-			v.record = functions[p.functionID(i)]
-			v.record.ID = p.functionID(i)
-			if v.record.Quarantined != "" {
-				v.state = Quarantined
-			}
+			p.vfs[i].become(inv.records[p.functionID(i)])
 		}
-		v.see(read, vf)
+		// A VF that could not be read is not among pf.VFs.
+		j := slices.IndexFunc(pf.VFs, func(vf sriov.VF) bool { return vf.Index == i })
+		if j < 0 {
+			p.vfs[i].see(read, sriov.VF{})
+		} else {
+			p.vfs[i].see(read, pf.VFs[j])
+		}
 	}
 	slices.SortFunc(inv.pfs, func(a, b *pfState) int { return a.pf.Addr.Compare(b.pf.Addr) })
 	inv.index()
+}
+
+// become sets the state of a function that no lease holds.
+func (v *vfState) become(record FunctionRecord) {
+	v.lease, v.state, v.reason = "", Free, record.Quarantined
+	if v.reason != "" {
+		v.state = Quarantined
+	}
 }
 
 // see takes over what a look at the host saw of a VF.
@@ -161,11 +181,15 @@ func (inv *inventory) drop(id FunctionID, record FunctionRecord) {
 	if p != nil {
 		p.live--
 	}
-	if v == nil {
-		return
+	inv.records[id] = record
+	if v != nil {
+		v.become(record)
 	}
-	v.lease, v.record, v.state = "", record, Free
-	if record.Quarantined != "" {
-		v.state = Quarantined
-	}
+}
+
+// recordOf returns what is remembered of a function.
+func (inv *inventory) recordOf(id FunctionID) FunctionRecord {
+	r := inv.records[id]
+	r.ID = id
+	return r
 }

@@ -10,9 +10,9 @@ const keepClosed = 1024
 
 // entry is a lease in memory.
 type entry struct {
-	// turning serialises the durable changes of one lease. It is held across
+	// turning holds a token while the lease is changed durably: across
 	// the journal's write, never across a step on the host.
-	turning sync.Mutex
+	turning chan struct{} // capacity 1
 
 	// The rest is guarded by Broker.mu.
 	lease   Lease
@@ -31,7 +31,7 @@ type entry struct {
 }
 
 func newEntry(l Lease) *entry {
-	e := &entry{lease: l, body: l.Request, settled: make(chan struct{}), closed: make(chan struct{}),
+	e := &entry{turning: make(chan struct{}, 1), lease: l, body: l.Request, settled: make(chan struct{}), closed: make(chan struct{}),
 		waiting: make(chan struct{}), wake: make(chan struct{}, 1), decided: make(chan struct{})}
 	e.mark()
 	return e

@@ -170,7 +170,7 @@ func lendable(p *pfState, i int) error {
 	id := p.functionID(i)
 	switch {
 	case v.state == Quarantined:
-		return fmt.Errorf("function %s: %w: %s", id, ErrQuarantined, v.record.Quarantined)
+		return fmt.Errorf("function %s: %w: %s", id, ErrQuarantined, v.reason)
 	case v.lease != "":
 		return fmt.Errorf("function %s: %w: lease %s holds it", id, ErrNoCapacity, v.lease)
 	case v.gone:

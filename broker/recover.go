@@ -22,11 +22,8 @@ func (b *Broker) recover(ctx context.Context) error {
 		return err
 	}
 	b.epoch, b.counter = journal.Epoch, journal.Counter
-	known := known{pfs: journal.PFs, functions: map[FunctionID]FunctionRecord{}}
-	for _, f := range journal.Functions {
-		known.functions[f.ID] = f
-	}
-	if err := b.discoverKnown(ctx, known); err != nil {
+	b.inv = newInventory(journal.Functions, journal.PFs)
+	if err := b.discover(ctx); err != nil {
 		return err
 	}
 	live := b.restore(journal.Leases)
@@ -94,32 +91,24 @@ func (b *Broker) resume(live []*entry) {
 	}
 }
 
-// known is what the journal holds of PFs and functions.
-type known struct {
-	pfs       []PFRecord
-	functions map[FunctionID]FunctionRecord
+// pfRecords is what is remembered of PFs.
+func (b *Broker) pfRecords() (records []PFRecord) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range b.inv.pfs {
+		records = append(records, p.record)
+	}
+	for _, r := range b.inv.away {
+		if b.inv.byID[r.ID] == nil {
+			records = append(records, r)
+		}
+	}
+	return records
 }
 
 // discover looks at the whole host anew.
 func (b *Broker) discover(ctx context.Context) error {
-	return b.discoverKnown(ctx, b.remember())
-}
-
-// remember is the known part of the inventory.
-func (b *Broker) remember() known {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	k := known{functions: map[FunctionID]FunctionRecord{}}
-	for _, p := range b.inv.pfs {
-		k.pfs = append(k.pfs, p.record)
-		for _, v := range p.vfs {
-			k.functions[v.record.ID] = v.record
-		}
-	}
-	return k
-}
-
-func (b *Broker) discoverKnown(ctx context.Context, k known) error {
+	records := b.pfRecords()
 	read := b.beginRead()
 	pfs, err := sriov.Discover(ctx, b.fs)
 	if err != nil && len(pfs) == 0 {
@@ -130,7 +119,7 @@ func (b *Broker) discoverKnown(ctx context.Context, k known) error {
 	}
 	seen := map[string]bool{}
 	for _, pf := range pfs {
-		id, err := b.takeOver(ctx, read, pf, k)
+		id, err := b.takeOver(ctx, read, pf, records)
 		if err != nil {
 			return err
 		}
@@ -143,8 +132,8 @@ func (b *Broker) discoverKnown(ctx context.Context, k known) error {
 }
 
 // takeOver puts what was read of a PF into the inventory, under the name that it was learned by.
-func (b *Broker) takeOver(ctx context.Context, read uint64, pf sriov.PF, k known) (string, error) {
-	record, changed := nameOf(pf, k.pfs)
+func (b *Broker) takeOver(ctx context.Context, read uint64, pf sriov.PF, records []PFRecord) (string, error) {
+	record, changed := nameOf(pf, records)
 	if changed {
 		if err := b.store.Commit(ctx, Batch{PFs: []PFRecord{record}}); err != nil {
 			return "", err
@@ -152,7 +141,7 @@ func (b *Broker) takeOver(ctx context.Context, read uint64, pf sriov.PF, k known
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.inv.update(read, pf, record, b.policyOf(pf, record), k.functions)
+	b.inv.update(read, pf, record, b.policyOf(pf, record))
 	return record.ID, nil
 }
 
@@ -179,18 +168,19 @@ func (b *Broker) readPF(addr string) error {
 	read := b.beginRead()
 	pf, err := readPFAt(b.fs, addr)
 	switch {
-	case sysfs.IsNotExist(err) && was != nil:
+	case pf.Addr.IsZero() && sysfs.IsNotExist(err) && was != nil:
 		b.mu.Lock()
 		was.present, was.pf.NumVFs, was.pf.VFs = false, 0, nil
 		b.mu.Unlock()
 		return nil
-	case errors.Is(err, sriov.ErrNotPF) || sysfs.IsNotExist(err):
+	case errors.Is(err, sriov.ErrNotPF) || pf.Addr.IsZero() && sysfs.IsNotExist(err):
 		return nil
-	case err != nil:
+	case pf.Addr.IsZero():
 		return err
 	}
-	_, err = b.takeOver(b.ctx, read, pf, b.remember())
-	return err
+	// Beside an error there may be the PF with those of its VFs that could be read.
+	_, takeErr := b.takeOver(b.ctx, read, pf, b.pfRecords())
+	return errors.Join(err, takeErr)
 }
 
 // relook reads the PFs of the allow-list anew, since what refuses a request

@@ -151,7 +151,7 @@ func (p *pfState) view() PFView {
 	v.VFs = make([]VFView, len(p.vfs))
 	for i := range p.vfs {
 		s := &p.vfs[i]
-		v.VFs[i] = VFView{VF: s.vf, ID: s.record.ID, State: s.state, Lease: s.lease, Reason: s.record.Quarantined}
+		v.VFs[i] = VFView{VF: s.vf, ID: p.functionID(i), State: s.state, Lease: s.lease, Reason: s.reason}
 		if err := lendable(p, i); err != nil && s.state == Free {
 			v.VFs[i].Reason = err.Error()
 		}

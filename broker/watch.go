@@ -38,18 +38,29 @@ func (b *Broker) concerned(target Target, ev Event) (found []*entry) {
 
 // watchHost keeps the inventory by the kernel's events.
 func (b *Broker) watchHost(events <-chan sysfs.Uevent) {
-	for ev := range events {
-		var err error
-		switch {
-		case ev.Lost:
-			err = b.discover(b.ctx)
-		case ev.Subsystem == "pci" || ev.Subsystem == "net":
-			err = b.refresh(ev)
-		}
-		if err != nil {
-			b.log.Warn("inventory", "event", ev.DevPath, "err", err)
+	for {
+		select {
+		case ev, open := <-events:
+			if !open {
+				return
+			}
+			if err := b.onUevent(ev); err != nil {
+				b.log.Warn("inventory", "event", ev.DevPath, "err", err)
+			}
+		case <-b.ctx.Done():
+			return
 		}
 	}
+}
+
+func (b *Broker) onUevent(ev sysfs.Uevent) error {
+	switch {
+	case ev.Lost:
+		return b.discover(b.ctx)
+	case ev.Subsystem == "pci" || ev.Subsystem == "net":
+		return b.refresh(ev)
+	}
+	return nil
 }
 
 // refresh reads the function of an event anew, and no other.

@@ -1,0 +1,152 @@
+package sim
+
+import (
+	"strings"
+
+	"vfbroker/broker"
+	"vfbroker/sriov"
+	"vfbroker/sriov/pci"
+	"vfbroker/test/fakehost"
+	"vfbroker/test/fakehv"
+)
+
+// checkWrite is I3 and I4, at each host write before it happens.
+func (w *world) checkWrite(e fakehost.Effect) {
+	if !w.mine(e) {
+		w.violate("I3: %s of %s to %s, which no PF of the allow-list owns", e.Op, e.Value, e.Name)
+	}
+	if !strings.HasSuffix(e.Name, "/sriov_numvfs") {
+		return
+	}
+	for _, l := range w.disk.durable() {
+		if l.State.Live() && l.BootID == w.bootID() && strings.Contains(e.Name, l.PFAddr.String()) {
+			w.violate("I4: sriov_numvfs of %s is written while lease %s is %s", l.PFAddr, l.Request.RequestID, l.State)
+		}
+	}
+}
+
+func (w *world) bootID() string {
+	id, _ := w.host.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(id))
+}
+
+// mine says whether a write concerns a PF of the allow-list, one of its VFs, or their device nodes.
+func (w *world) mine(e fakehost.Effect) bool {
+	owned := w.vfAddrs()
+	for _, mac := range []string{macA, macB} {
+		owned = append(owned, w.host.PF(mac))
+	}
+	for _, a := range owned {
+		if strings.Contains(e.Name, a.String()) || strings.Contains(e.Value, a.String()) {
+			return true
+		}
+	}
+	return strings.HasPrefix(e.Name, "/dev/vfio/")
+}
+
+// checkAttached is the truth of I1 and I2: what a guest gets is held by nobody else and bears no trace of the last tenant.
+func (w *world) checkAttached(e fakehv.Effect) {
+	for id, l := range w.disk.durable() {
+		if broker.SlotOf(id) != e.Slot {
+			continue
+		}
+		if trace := w.host.Soiled(l.Addr); trace != "" && trace != string(e.Slot) {
+			w.violate("I2: %s goes to %s with the trace of %s", l.Addr, l.Request.RequestID, trace)
+		}
+		if r := w.disk.record(l.Function); r.Quarantined != "" || r.LastLease != "" && r.Scrub == nil {
+			w.violate("I2: %s goes to %s, and its record is %+v", l.Addr, l.Request.RequestID, r)
+		}
+		if diff := l.Plan.WantAttrs.Diff(w.attrs(l.Function, l.PFAddr), sriov.AttrLinkState); len(diff) > 0 {
+			w.violate("I2: %s goes to %s with %v not as wanted", l.Addr, l.Request.RequestID, diff)
+		}
+		w.host.Soil(l.Addr, string(e.Slot))
+		return
+	}
+	w.violate("I7: a guest is given slot %s, and no lease of it is durable", e.Slot)
+}
+
+func (w *world) attrs(f broker.FunctionID, addr pci.Addr) sriov.VFAttrs {
+	pf, err := sriov.ReadPF(w.host, addr)
+	if err != nil {
+		return sriov.VFAttrs{}
+	}
+	list, err := w.host.AttributesBehind().VFs(w.t.Context(), pf)
+	if err != nil || f.Index >= len(list) {
+		return sriov.VFAttrs{}
+	}
+	return list[f.Index]
+}
+
+// check is what must hold after every step.
+func (w *world) check() {
+	live := map[broker.FunctionID]string{}
+	for _, l := range w.disk.durable() {
+		if !l.State.Live() {
+			continue
+		}
+		if other, twice := live[l.Function]; twice {
+			w.violate("I1: %s is lent to %s and to %s", l.Function, other, l.Request.RequestID)
+		}
+		live[l.Function] = l.Request.RequestID
+	}
+	held := map[pci.Addr]broker.GuestID{}
+	for _, g := range guests {
+		for _, a := range w.hv.Held(g) {
+			if other, twice := held[a]; twice {
+				w.violate("I1: guests %s and %s both hold %s", other, g, a)
+			}
+			held[a] = g
+		}
+	}
+}
+
+// checkSettled is I6: when the daemon is up and nothing is under way, the
+// journal, the host and the guests say the same of every function.
+func (w *world) checkSettled() {
+	leases := map[pci.Addr]broker.Lease{}
+	for _, l := range w.disk.durable() {
+		if l.State.Live() {
+			leases[l.Addr] = l
+		}
+	}
+	held := map[pci.Addr]broker.GuestID{}
+	for _, g := range guests {
+		for _, a := range w.hv.Held(g) {
+			held[a] = g
+		}
+	}
+	pfs, _, err := w.Inventory(admin, "", broker.Page{})
+	if err != nil {
+		w.violate("I6: inventory: %v", err)
+	}
+	for _, pf := range pfs {
+		for _, v := range pf.VFs {
+			w.checkFunction(pf, v, leases[v.Addr], held[v.Addr])
+		}
+	}
+}
+
+func (w *world) checkFunction(pf broker.PFView, v broker.VFView, l broker.Lease, holder broker.GuestID) {
+	driver := ""
+	if target, err := w.host.Readlink(v.Addr.Dir() + "/driver"); err == nil {
+		driver = target[strings.LastIndexByte(target, '/')+1:]
+	}
+	switch {
+	case v.State == broker.Quarantined && v.Reason == "":
+		w.violate("I6: %s is quarantined without a reason", v.ID)
+	case v.State == broker.Quarantined:
+	case l.State == broker.Active && (holder != l.Guest.ID || driver != "vfio-pci" || v.State != broker.Leased):
+		w.violate("I6: lease %s is active; holder %q, driver %q, state %s", l.Request.RequestID, holder, driver, v.State)
+	case l.State == broker.Pending:
+		w.violate("I6: lease %s is pending, and nothing is under way", l.Request.RequestID)
+	case l.ID == "" && (holder != "" || driver != "" || v.State != broker.Free):
+		w.violate("I6: %s has no lease; holder %q, driver %q, state %s", v.ID, holder, driver, v.State)
+	case l.ID == "":
+		if diff := sriov.DefaultAttrs().Diff(w.attrs(v.ID, pf.Addr), sriov.AttrLinkState); len(diff) > 0 {
+			w.violate("I6: %s is free, and its %v are not the defaults", v.ID, diff)
+		}
+		if node, err := w.host.Lstat("/dev/vfio/" + v.ID.String()); err == nil && node.UID != 0 {
+			w.violate("I6: the device node of %s belongs to uid %d", v.ID, node.UID)
+		}
+	}
+}

@@ -1,0 +1,153 @@
+package sim
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+	"sync"
+	"testing/synctest"
+	"time"
+)
+
+// errDead is what a dead daemon's effects get; nothing of it is seen by anybody.
+var errDead = errors.New("the daemon is dead")
+
+// gate is an effect that waits to be let through.
+type gate struct {
+	name    string
+	commit  bool
+	verdict chan verdict
+}
+
+// verdict is what becomes of an effect.
+type verdict struct {
+	crash    crash
+	after    bool  // crash after the effect; for a commit also see unsynced
+	unsynced bool  // crash between a commit's write and its sync
+	fail     error // the effect does not happen, and this is what its maker is told
+}
+
+// crash is a way to end the daemon.
+type crash int
+
+const (
+	none     crash = iota
+	kill           // the process ends; host and guests live on
+	powerCut       // the host reboots; unsynced writes are lost
+	tornCut        // the host reboots; unsynced writes are torn
+)
+
+func (c crash) String() string { return [...]string{"none", "kill", "power cut", "torn power cut"}[c] }
+
+// scheduler holds every effect of the world until it is let through.
+type scheduler struct {
+	mu      sync.Mutex
+	pending []*gate
+	dead    bool
+	died    crash
+	trace   []string
+}
+
+// pass is where every effect waits. write and sync are a commit's halves; other effects have no sync.
+func (s *scheduler) pass(name string, commit bool, do func() error, sync func()) error {
+	g := &gate{name: name, commit: commit, verdict: make(chan verdict)}
+	s.mu.Lock()
+	if s.dead {
+		s.mu.Unlock()
+		return errDead
+	}
+	s.pending = append(s.pending, g)
+	s.mu.Unlock()
+	v := <-g.verdict
+	switch {
+	case v.fail != nil:
+		return v.fail
+	case v.crash != none && !v.after && !v.unsynced:
+		return errDead
+	}
+	err := do()
+	if v.unsynced {
+		return errDead
+	}
+	if sync != nil {
+		sync()
+	}
+	if v.crash != none {
+		return errDead
+	}
+	return err
+}
+
+// waiting settles the world and returns the effects that wait, in an order that does not depend on who came first.
+func (s *scheduler) waiting() []*gate {
+	synctest.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	slices.SortStableFunc(s.pending, func(a, b *gate) int { return cmp.Compare(a.name, b.name) })
+	return slices.Clone(s.pending)
+}
+
+// decide lets one waiting effect through, or not.
+func (s *scheduler) decide(g *gate, v verdict) {
+	s.mu.Lock()
+	s.pending = slices.DeleteFunc(s.pending, func(p *gate) bool { return p == g })
+	note := g.name
+	switch {
+	case v.fail != nil:
+		note += " FAILS"
+	case v.crash != none:
+		note += " CRASH " + v.crash.String()
+		s.dead, s.died = true, v.crash
+	}
+	s.trace = append(s.trace, note)
+	s.mu.Unlock()
+	g.verdict <- v
+	synctest.Wait()
+}
+
+// bury ends what a dead daemon still had under way.
+func (s *scheduler) bury() {
+	for {
+		gates := s.waiting()
+		if len(gates) == 0 {
+			return
+		}
+		for _, g := range gates {
+			s.mu.Lock()
+			s.pending = slices.DeleteFunc(s.pending, func(p *gate) bool { return p == g })
+			s.mu.Unlock()
+			g.verdict <- verdict{fail: errDead}
+		}
+	}
+}
+
+// revive lets a new daemon have effects.
+func (s *scheduler) revive() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dead, s.died = false, none
+}
+
+// settle lets everything through until nothing waits, then lets time pass, up
+// to limit. choose picks the next effect and its fate; nil: the first, and it happens.
+func (s *scheduler) settle(limit time.Duration, choose func([]*gate) (*gate, verdict), step func()) {
+	for begin := time.Now(); time.Since(begin) < limit; {
+		gates := s.waiting()
+		if len(gates) == 0 {
+			time.Sleep(time.Second)
+			if len(s.waiting()) == 0 {
+				return
+			}
+			continue
+		}
+		g, v := gates[0], verdict{}
+		if choose != nil {
+			g, v = choose(gates)
+		}
+		s.decide(g, v)
+		step()
+		if v.crash != none {
+			return
+		}
+	}
+}
