@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -32,7 +33,7 @@ type Uevent struct {
 
 const (
 	kobjectGroup = 1        // the kernel's own messages; 2 is udev's
-	ueventRcvbuf = 4 << 20  // carving thousands of VFs is a burst of as many messages
+	ueventRcvbuf = 1 << 20  // one or two thousand messages, as carving hundreds of VFs makes them
 	maxUevent    = 16 << 10 // UEVENT_BUFFER_SIZE is 2 KiB, with room
 )
 
@@ -76,6 +77,9 @@ func forward(ctx context.Context, sock *os.File, events chan<- Uevent) {
 		var ev Uevent
 		switch {
 		case errors.Is(err, unix.ENOBUFS):
+			if err := drain(conn, buf); err != nil {
+				return
+			}
 			ev = Uevent{Lost: true}
 		case err != nil:
 			return
@@ -96,9 +100,7 @@ func forward(ctx context.Context, sock *os.File, events chan<- Uevent) {
 
 // receive waits for one message. Any process with the right capability may send to the
 // group; only port 0 is the kernel.
-func receive(conn interface {
-	Read(func(fd uintptr) bool) error
-}, buf []byte) (n int, fromKernel bool, err error) {
+func receive(conn syscall.RawConn, buf []byte) (n int, fromKernel bool, err error) {
 	var from unix.Sockaddr
 	waitErr := conn.Read(func(fd uintptr) bool {
 		n, from, err = unix.Recvfrom(int(fd), buf, 0)
@@ -109,6 +111,21 @@ func receive(conn interface {
 	}
 	sa, ok := from.(*unix.SockaddrNetlink)
 	return n, ok && sa.Pid == 0, err
+}
+
+// drain throws away what is queued. After an overrun the kernel goes on to drop
+// messages, and says no more of it, until the queue was empty once
+// (netlink_overrun and netlink_rcv_wake in net/netlink/af_netlink.c): a reader that looks again
+// before that would miss what happens in between.
+func drain(conn syscall.RawConn, buf []byte) error {
+	return conn.Read(func(fd uintptr) bool {
+		for {
+			_, _, err := unix.Recvfrom(int(fd), buf, 0)
+			if err != nil && err != unix.EINTR && err != unix.ENOBUFS {
+				return true // EAGAIN: it is empty; anything else comes again at the next read
+			}
+		}
+	})
 }
 
 // ParseUevent reads a kernel message: "action@devpath" and KEY=value, each
