@@ -126,9 +126,9 @@ func placeOn(p *pfState, r Request) (int, error) {
 		}
 	}
 	if len(p.vfs) == 0 {
-		return 0, fmt.Errorf("PF %s: %w: it has no VFs; carve it: vfbroker carve %s --vfs N (up to %d)", p.id(), ErrNoCapacity, p.id(), p.pf.TotalVFs)
+		return 0, fmt.Errorf("PF %s: %w: it has no VFs; carve it: vfbroker carve %s N (up to %d)", p.id(), ErrNoCapacity, p.id(), p.pf.TotalVFs)
 	}
-	return 0, fmt.Errorf("PF %s: %w: of its %d VFs %d are lent or being scrubbed, %d quarantined or gone, %d bound to a driver by others; release a lease or carve more (up to %d): vfbroker carve %s --vfs N",
+	return 0, fmt.Errorf("PF %s: %w: of its %d VFs %d are lent or being scrubbed, %d quarantined or gone, %d bound to a driver by others; release a lease or carve more (up to %d): vfbroker carve %s N",
 		p.id(), ErrNoCapacity, len(p.vfs), held, bad, foreign, p.pf.TotalVFs, p.id())
 }
 
