@@ -38,6 +38,7 @@ type Config struct {
 	MemoryMiB  int      // 512
 	CPUs       int      // 1
 	RootPorts  int      // free hot-plug root ports; 2; negative: none
+	Shell      bool     // a shell on a serial port of its own, for whoever started the guest
 	CID        uint32   // vsock context id; a random one
 	OwnerUID   int      // whom the broker lets lend to the guest, beside root
 	Bridge     *Bridge  // virtio-net on its tap; nil: no network
@@ -298,6 +299,10 @@ func (g *Guest) QMP() string { return filepath.Join(g.dir, monitorFile) }
 
 // OwnQMP is the path of a second monitor's socket, free for whoever started the guest.
 func (g *Guest) OwnQMP() string { return filepath.Join(g.dir, ownFile) }
+
+// Shell is the path of the socket of the guest's shell. It reads commands line
+// by line and neither echoes nor prompts.
+func (g *Guest) Shell() string { return filepath.Join(g.dir, shellFile) }
 
 // ID is the guest's name for the broker.
 func (g *Guest) ID() string { return g.cfg.ID }

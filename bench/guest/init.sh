@@ -9,5 +9,8 @@ for module in /modules/*.ko; do
 	$b insmod "$module" || echo "guest: load $module"
 done
 $b ip link set lo up
+if [ -n "$guest_shell" ]; then
+	$b setsid $b sh -c "$b stty -echo -opost; exec $b sh" <>/dev/$guest_shell >&0 2>/dev/null &
+fi
 echo "guest: ready for the shim"
 exec /bin/vfshim serve --bench

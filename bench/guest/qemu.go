@@ -13,6 +13,7 @@ const (
 	monitorFile = "qmp.sock" // for the broker
 	ownFile     = "own.sock" // for whoever started the guest
 	consoleFile = "console.log"
+	shellFile   = "shell.sock" // of the second serial port
 	stderrFile  = "qemu.log"
 	initrdFile  = "initrd.img"
 )
@@ -30,11 +31,14 @@ func qemuArgs(cfg Config, dir string) []string {
 		"-M", "q35", "-accel", "kvm", "-cpu", "host",
 		"-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMiB),
 		"-kernel", cfg.Kernel, "-initrd", filepath.Join(dir, initrdFile),
-		"-append", strings.TrimSpace(kernelArgs + " " + cfg.Append),
+		"-append", kernelCommandLine(cfg),
 		"-serial", "file:" + filepath.Join(dir, consoleFile),
 		"-qmp", "unix:" + filepath.Join(dir, monitorFile) + ",server=on,wait=off",
 		"-qmp", "unix:" + filepath.Join(dir, ownFile) + ",server=on,wait=off",
 		"-device", fmt.Sprintf("vhost-vsock-pci,guest-cid=%d", cfg.CID),
+	}
+	if cfg.Shell {
+		args = append(args, "-serial", "unix:"+filepath.Join(dir, shellFile)+",server=on,wait=off")
 	}
 	if cfg.Bridge != nil {
 		args = append(args,
@@ -45,6 +49,16 @@ func qemuArgs(cfg Config, dir string) []string {
 		args = append(args, "-device", fmt.Sprintf("pcie-root-port,id=hp%d,chassis=%d,slot=%d", i, 10+i, 10+i))
 	}
 	return args
+}
+
+// kernelCommandLine is the guest's. The kernel hands on to process 1 as
+// environment what it does not know itself (Documentation/admin-guide/kernel-parameters.rst).
+func kernelCommandLine(cfg Config) string {
+	line := kernelArgs
+	if cfg.Shell {
+		line += " guest_shell=ttyS1"
+	}
+	return strings.TrimSpace(line + " " + cfg.Append)
 }
 
 // qemuFiles are the files that QEMU inherits.

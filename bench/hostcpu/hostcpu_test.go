@@ -151,11 +151,11 @@ func watchGuest() Watch { return Watch{QEMU: qemuPID, Named: map[Bucket]int{"cli
 func between(t *testing.T, before, after host, watch Watch) Delta {
 	t.Helper()
 	at := time.Unix(1000, 0)
-	first, err := take(context.Background(), before.write(t), watch, at)
+	first, err := take(context.Background(), before.write(t), watch, at, looker{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := take(context.Background(), after.write(t), watch, at.Add(200*time.Millisecond))
+	second, err := take(context.Background(), after.write(t), watch, at.Add(200*time.Millisecond), looker{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -282,6 +282,23 @@ func TestUnknown(t *testing.T) {
 				t.Errorf("residual %v, want known: %v", got.Residual, test.residual)
 			}
 		})
+	}
+}
+
+// The thread that looks runs while it does: its files are ahead of the moment.
+func TestTimeOfTheLookItself(t *testing.T) {
+	t.Parallel()
+	at := time.Unix(1000, 0)
+	first, err := take(context.Background(), before().write(t), watchGuest(), at, looker{300, 300, milliseconds(19)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := take(context.Background(), after().write(t), watchGuest(), at.Add(200*time.Millisecond), looker{300, 300, milliseconds(23.5)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := second.Sub(first).CPU["client"]; got != milliseconds(4.5) {
+		t.Errorf("the process that looked has %v, want 4.5ms", got)
 	}
 }
 

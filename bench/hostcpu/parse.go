@@ -122,9 +122,10 @@ type idleList struct {
 type idleCPU struct{ slept, entered time.Duration }
 
 // parseIdle reads the idle times of /proc/timer_list (kernel/time/timer_list.c).
+// Linux 7 has none there any more, which is an error.
 func parseIdle(data []byte) (idleList, error) {
 	list := idleList{cpus: make(map[int]idleCPU)}
-	cpu := -1
+	cpu, sums := -1, 0
 	for raw := range bytes.Lines(data) {
 		line := strings.TrimSpace(string(raw))
 		if now, ok := strings.CutPrefix(line, "now at "); ok {
@@ -156,10 +157,11 @@ func parseIdle(data []byte) (idleList, error) {
 			c.entered = t
 		} else {
 			c.slept += t
+			sums++
 		}
 		list.cpus[cpu] = c
 	}
-	if _, headless := list.cpus[-1]; headless || len(list.cpus) == 0 || list.now == 0 {
+	if _, headless := list.cpus[-1]; headless || sums == 0 || sums != 2*len(list.cpus) || list.now == 0 {
 		return idleList{}, errors.New("parse /proc/timer_list: no idle times of CPUs")
 	}
 	return list, nil

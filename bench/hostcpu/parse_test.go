@@ -105,6 +105,7 @@ func TestIdleSpells(t *testing.T) {
 	for name, bad := range map[string]string{
 		"empty": "", "no CPU": "now at 5 nsecs\n", "no now": "cpu: 0\n .idle_sleeptime : 5 nsecs\n", "no head": "now at 5 nsecs\n .idle_sleeptime : 5 nsecs\n",
 		"unit": "now at 5 nsecs\ncpu: 0\n .idle_sleeptime : 5 usecs\n", "number": "now at 5 nsecs\ncpu: 0\n .idle_sleeptime : -5 nsecs\n", "CPU": "now at 5 nsecs\ncpu: x\n",
+		"Linux 7": "now at 5 nsecs\ncpu: 0\n  .idle_calls     : 431\n  .idle_entrytime : 4 nsecs\n", "half": "now at 5 nsecs\ncpu: 0\n .idle_sleeptime : 5 nsecs\n",
 	} {
 		if got, err := parseIdle([]byte(bad)); err == nil {
 			t.Errorf("%s: got %+v, want an error", name, got)

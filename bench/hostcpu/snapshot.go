@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +20,7 @@ import (
 type Snapshot struct {
 	watch   Watch
 	at      time.Time
+	own     looker
 	threads map[threadKey]thread
 	stat    cpuStat
 	apart   bool           // interrupts are accounted apart from the threads that they hit
@@ -46,13 +48,14 @@ type thread struct {
 // Take looks at the host. It is an error if the guest's process is not there;
 // what else cannot be read is unknown in the Delta.
 func Take(ctx context.Context, roots Roots, watch Watch) (Snapshot, error) {
-	return take(ctx, roots, watch, time.Now())
+	runtime.LockOSThread() // the look is this thread's
+	defer runtime.UnlockOSThread()
+	return take(ctx, roots, watch, time.Now(), ownTime())
 }
 
-func take(ctx context.Context, roots Roots, watch Watch, at time.Time) (Snapshot, error) {
-	s := Snapshot{watch: watch, at: at, threads: make(map[threadKey]thread)}
-	// What moves with the look itself comes first.
-	err := s.readTimes(roots)
+func take(ctx context.Context, roots Roots, watch Watch, at time.Time, own looker) (Snapshot, error) {
+	s := Snapshot{watch: watch, at: at, own: own, threads: make(map[threadKey]thread)}
+	err := s.readTimes(roots) // what moves with the look itself comes first
 	if err == nil {
 		err = s.readThreads(ctx, roots)
 	}
@@ -69,6 +72,22 @@ func take(ctx context.Context, roots Roots, watch Watch, at time.Time) (Snapshot
 		s.note("interrupts are not accounted apart: their time is that of the threads that they hit, or in the residual")
 	}
 	return s, nil
+}
+
+// looker is the thread that looks. It runs meanwhile, so what counts is its
+// time when the look began, and not what its files say later.
+type looker struct {
+	pid, tid int
+	ran      time.Duration
+}
+
+// ownTime is the calling thread. Where its time cannot be read it is nobody.
+func ownTime() looker {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+		return looker{}
+	}
+	return looker{os.Getpid(), unix.Gettid(), time.Duration(ts.Nano())}
 }
 
 func (s *Snapshot) note(format string, args ...any) {
@@ -106,8 +125,6 @@ func (s *Snapshot) readThreads(ctx context.Context, roots Roots) error {
 	if s.watch.QEMU != 0 && !slices.Contains(pids, s.watch.QEMU) {
 		return fmt.Errorf("no process %d: the guest has ended", s.watch.QEMU)
 	}
-	// The scheduler adds up a thread's time when it picks the next one to run: let it do so for this thread.
-	_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 	for _, pid := range pids {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
@@ -141,6 +158,9 @@ func (s *Snapshot) readThread(pid, tid int, dir string) {
 		if ran, err = parseSchedstat(data); err == nil {
 			t.ran = &ran
 		}
+	}
+	if t.ran != nil && pid == s.own.pid && tid == s.own.tid {
+		*t.ran = s.own.ran
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, gone := os.Lstat(dir); gone != nil {
