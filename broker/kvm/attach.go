@@ -120,9 +120,9 @@ func (s *session) explainRefusal(f broker.Function, err error) error {
 func (h *Hypervisor) Detach(ctx context.Context, g broker.Guest, slot broker.Slot) error {
 	return h.useThis(ctx, g, func(s *session) error {
 		pending := h.track(s, slot, func(*slotState) {}).asked
-		return sysfs.Wait(ctx, func() (bool, error) {
-			err := s.mon.call(ctx, "device_del", map[string]any{"id": slot}, nil)
-			switch {
+		var busy error
+		err := sysfs.Wait(ctx, func() (bool, error) {
+			switch err := s.mon.call(ctx, "device_del", map[string]any{"id": slot}, nil); {
 			case err == nil, unplugPending(err):
 				h.asked(s, slot)
 				return true, nil
@@ -130,11 +130,17 @@ func (h *Hypervisor) Detach(ctx context.Context, g broker.Guest, slot broker.Slo
 				h.untrack(s, slot)
 				return true, nil
 			case guestBusy(err):
+				busy = err
 				return pending, nil
 			default:
 				return false, err
 			}
 		})
+		if busy != nil && err != nil && ctx.Err() != nil {
+			return fmt.Errorf("detach slot %s from guest %s: %w: QEMU: %w (%w): ask again when the guest has finished switching the port",
+				slot, g.ID, broker.ErrGuestNotReady, busy, context.Cause(ctx))
+		}
+		return err
 	})
 }
 

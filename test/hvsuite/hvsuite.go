@@ -57,7 +57,6 @@ func Run(t *testing.T, open func(t *testing.T) *Fixture, without ...string) {
 		{"EventsForAll", eventsForAll},
 		{"Hang", hang},
 		{"HangInAttach", hangInAttach},
-		{"KillInDetach", killInDetach},
 		{"Restart", restart},
 	} {
 		if i := slices.Index(without, c.name); i >= 0 {

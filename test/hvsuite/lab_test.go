@@ -41,6 +41,7 @@ type lab struct {
 	kvm   *kvm.Hypervisor
 	vfs   []broker.Function
 	guest *guest.Guest
+	qemu  string // program; "" the usual one
 }
 
 func newLab(t *testing.T) *lab {
@@ -110,6 +111,18 @@ func (l *lab) carve(t *testing.T) {
 	t.Fatalf("no PF %s on this host", labPF)
 }
 
+// native makes the guests that start from now on use the ports' own hot-plug
+// instead of ACPI's. Linux then waits five seconds for a second push of the attention button
+// before it lets go of a device, and QEMU refuses requests while the power indicator blinks.
+func (l *lab) native(t testing.TB) {
+	t.Helper()
+	l.qemu = "/run/hvsuite-qemu"
+	const script = "#!/bin/sh\nexec /usr/bin/qemu-system-x86_64 -global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off \"$@\"\n"
+	if err := os.WriteFile(l.qemu, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // start boots the guest as user nobody, with room to lock its memory.
 func (l *lab) start(t testing.TB) {
 	t.Helper()
@@ -120,7 +133,7 @@ func (l *lab) start(t testing.TB) {
 		t.Fatal(err)
 	}
 	l.guest, err = guest.Start(ctx, guest.Config{
-		ID: "hvsuite", Kernel: "/lab/vmlinuz", Shim: shim, MemoryMiB: 256, RootPorts: labPorts,
+		ID: "hvsuite", QEMU: l.qemu, Kernel: "/lab/vmlinuz", Shim: shim, MemoryMiB: 256, RootPorts: labPorts,
 		Credential: &syscall.Credential{Uid: nobody, Gid: nobody}, MemlockMax: 1 << 30,
 	})
 	if err != nil {
@@ -178,7 +191,10 @@ func (l *lab) fixture() *hvsuite.Fixture {
 				t.Fatal(err)
 			}
 		},
-		Start: l.start,
+		Start: func(t testing.TB) {
+			l.native(t)
+			l.start(t)
+		},
 	}
 }
 
@@ -187,6 +203,7 @@ func TestKVM(t *testing.T) {
 	l := newLab(t)
 	hvsuite.Run(t, func(*testing.T) *hvsuite.Fixture { return l.fixture() }, "DetachRefused")
 	t.Run("Unprivileged", func(t *testing.T) { unprivileged(t, l) })
+	t.Run("NativeHotplug", func(t *testing.T) { nativeHotplug(t, l) })
 }
 
 // unprivileged follows the device node, and narrows QEMU's limit below the guest's memory.
@@ -242,20 +259,69 @@ func unprivileged(t *testing.T, l *lab) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	events := l.kvm.Events(ctx)
-	if err := l.kvm.Detach(ctx, g, slot); err != nil {
-		t.Fatal(err)
-	}
-	for ev := range events {
-		if ev.Kind == broker.EventDetached {
-			break
-		}
-	}
+	l.detach(ctx, t, g, slot)
 	if err := l.kvm.Prepare(ctx, f, found); err != nil {
 		t.Fatal(err)
 	}
 	if uid, _, err := iommu.NodeOwner(l.fs, group); err == nil && uid != 0 {
 		t.Errorf("node of group %d still belongs to user %d", group, uid)
+	}
+}
+
+// detach asks at once, and again while the guest has not answered: Linux drops
+// a push of the attention button while it is still switching the port on.
+func (l *lab) detach(ctx context.Context, t *testing.T, g broker.Guest, slot broker.Slot) {
+	t.Helper()
+	events, began := l.kvm.Events(ctx), time.Now()
+	again := time.NewTicker(10 * time.Second)
+	defer again.Stop()
+	for asked := 0; ; {
+		for range 2 { // the second changes nothing
+			if err := l.kvm.Detach(ctx, g, slot); err != nil {
+				t.Fatal(err)
+			}
+		}
+		asked++
+	waiting:
+		for {
+			select {
+			case ev, ok := <-events:
+				if !ok {
+					t.Fatalf("the guest was asked %d times in %v and did not let go", asked, time.Since(began))
+				}
+				if ev.Kind == broker.EventDetached && ev.Slot == slot {
+					t.Logf("detached after %v, asked %d times", time.Since(began).Round(time.Millisecond), asked)
+					return
+				}
+			case <-again.C:
+				break waiting
+			}
+		}
+	}
+}
+
+// nativeHotplug detaches while the guest is still switching the port on.
+func nativeHotplug(t *testing.T, l *lab) {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	g, err := l.kvm.Lookup(ctx, broker.GuestID(l.guest.ID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := l.vfs[0]
+	want := broker.Setting{Driver: iommu.VFIO, Override: iommu.VFIO, UID: g.UID, GID: g.GID}
+	if err := l.kvm.Prepare(ctx, f, want); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 4 {
+		slot, err := l.kvm.Attach(ctx, g, f, broker.LeaseID(fmt.Sprint(i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.detach(ctx, t, g, slot)
+	}
+	if err := l.kvm.Prepare(ctx, f, broker.Setting{UID: -1, GID: -1}); err != nil {
+		t.Fatal(err)
 	}
 }
 
