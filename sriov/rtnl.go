@@ -45,7 +45,7 @@ func getLink(ifindex int, extMask uint32) ([]byte, error) {
 	}
 	for {
 		msg, err := receiveWhole(fd)
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
