@@ -1,6 +1,7 @@
 package hostcpu
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -125,6 +126,8 @@ func (s *Snapshot) readThreads(ctx context.Context, roots Roots) error {
 	if s.watch.QEMU != 0 && !slices.Contains(pids, s.watch.QEMU) {
 		return fmt.Errorf("no process %d: the guest has ended", s.watch.QEMU)
 	}
+	// Those that are watched come first: what runs on runs on during the look.
+	slices.SortStableFunc(pids, func(a, b int) int { return cmp.Compare(s.rank(a), s.rank(b)) })
 	for _, pid := range pids {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
@@ -139,6 +142,19 @@ func (s *Snapshot) readThreads(ctx context.Context, roots Roots) error {
 		}
 	}
 	return nil
+}
+
+// rank is 0 for a process that is watched, else 1.
+func (s *Snapshot) rank(pid int) int {
+	if pid == s.watch.QEMU {
+		return 0
+	}
+	for _, named := range s.watch.Named {
+		if pid == named {
+			return 0
+		}
+	}
+	return 1
 }
 
 func (s *Snapshot) readThread(pid, tid int, dir string) {
