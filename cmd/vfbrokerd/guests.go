@@ -64,12 +64,12 @@ func (c *config) checkGuests() []error {
 }
 
 // guest finds what is configured of a guest: in the file, else in the guests
-// directory, which is read each time so that a guest can be added without a restart.
+// directory, which is read each time so that a guest can be added without a restart. Who asks names the guest in the error.
 func (c *config) guest(id broker.GuestID) (broker.GuestConfig, error) {
 	g, ok := c.Guests[string(id)]
 	if !ok {
 		if c.GuestsDir == "" || !guestID.MatchString(string(id)) {
-			return broker.GuestConfig{}, fmt.Errorf("find guest %.64q: it is not configured, name it in the daemon's configuration: %w", id, broker.ErrNotFound)
+			return broker.GuestConfig{}, fmt.Errorf("%w: it is not configured; name it in guests of the daemon's configuration", broker.ErrNotFound)
 		}
 		var err error
 		if g, err = readGuest(c.GuestsDir, string(id)); err != nil {
@@ -85,17 +85,17 @@ func readGuest(dir, id string) (guestConfig, error) {
 	path := filepath.Join(dir, id+".yaml")
 	f, err := openTrusted(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return g, fmt.Errorf("find guest %q: there is no %s: %w", id, path, broker.ErrNotFound)
+		return g, fmt.Errorf("%w: it is not configured; name it in guests of the daemon's configuration, or in %s", broker.ErrNotFound, path)
 	}
 	if err != nil {
-		return g, fmt.Errorf("read guest %q: %w: %w", id, err, broker.ErrUnavailable)
+		return g, fmt.Errorf("%w: read its configuration: %w", broker.ErrUnavailable, err)
 	}
 	defer f.Close()
 	if err := decodeYAML(io.LimitReader(f, maxConfig), &g); err != nil {
-		return g, fmt.Errorf("read guest %q: %s: %w: %w", id, path, err, broker.ErrUnavailable)
+		return g, fmt.Errorf("%w: read its configuration: %s: %w", broker.ErrUnavailable, path, err)
 	}
 	if err := g.check(); err != nil {
-		return g, fmt.Errorf("read guest %q: %s: %w: %w", id, path, err, broker.ErrUnavailable)
+		return g, fmt.Errorf("%w: read its configuration: %s: %w", broker.ErrUnavailable, path, err)
 	}
 	return g, nil
 }

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"vfbroker/broker"
+)
+
+func contextOf(t *testing.T) (context.Context, context.CancelFunc) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	return ctx, cancel
+}
+
+// privateDir is a directory that the daemon believes.
+func privateDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func writeFile(t *testing.T, path, text string, mode os.FileMode) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestGuestsDirectory(t *testing.T) {
+	t.Parallel()
+	dir := privateDir(t)
+	const good = "target: kvm\nqmp: /run/g.qmp\ncid: 7\nowner_uid: 1000\nshim: true\n"
+	writeFile(t, filepath.Join(dir, "good.yaml"), good, 0o640)
+	writeFile(t, filepath.Join(dir, "open.yaml"), good, 0o666)
+	writeFile(t, filepath.Join(dir, "unknown.yaml"), good+"mem: 4\n", 0o600)
+	writeFile(t, filepath.Join(dir, "target.yaml"), "target: xen\nqmp: /run/g.qmp\n", 0o600)
+	if err := os.Symlink("good.yaml", filepath.Join(dir, "link.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "dir.yaml"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c := config{GuestsDir: dir, Guests: map[string]guestConfig{"named": {Target: broker.KVM, QMP: "/run/n.qmp"}}}
+	for _, tc := range []struct {
+		id   broker.GuestID
+		want error
+		text string
+	}{
+		{"good", nil, ""},
+		{"named", nil, ""},
+		{"nobody", broker.ErrNotFound, "nobody.yaml"},
+		{"../good", broker.ErrNotFound, "not configured"},
+		{"", broker.ErrNotFound, "not configured"},
+		{".good", broker.ErrNotFound, "not configured"},
+		{"good\x00", broker.ErrNotFound, "not configured"},
+		{"open", broker.ErrUnavailable, "can be written by others (mode 0666), chmod go-w it"},
+		{"unknown", broker.ErrUnavailable, "line 6: unknown key mem"},
+		{"target", broker.ErrUnavailable, `target: "xen", want kvm`},
+		{"link", broker.ErrUnavailable, "too many levels of symbolic links"},
+		{"dir", broker.ErrUnavailable, "is not a regular file"},
+	} {
+		got, err := c.guest(tc.id)
+		if !errors.Is(err, tc.want) || tc.want != nil && !strings.Contains(err.Error(), tc.text) {
+			t.Errorf("guest %q: %v, want %v: %s", tc.id, err, tc.want, tc.text)
+		}
+		if tc.want == nil && got.ID != tc.id {
+			t.Errorf("guest %q: %+v", tc.id, got)
+		}
+	}
+	got, err := c.guest("good")
+	want := broker.GuestConfig{ID: "good", Target: broker.KVM, QMP: "/run/g.qmp", CID: 7, OwnerUID: 1000, Shim: true}
+	if err != nil || got != want {
+		t.Errorf("guest %+v, %v, want %+v", got, err, want)
+	}
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.guest("good"); !errors.Is(err, broker.ErrUnavailable) || !strings.Contains(err.Error(), "chmod go-w") {
+		t.Errorf("a guest in a directory that anybody can write to: %v", err)
+	}
+}
+
+func TestTrustedOwner(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to give a file away")
+	}
+	path := filepath.Join(privateDir(t), "config.yaml")
+	writeFile(t, path, "", 0o644)
+	if err := os.Chown(path, 1000, 1000); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := openTrusted(path); err == nil || !strings.Contains(err.Error(), "belongs to user 1000, give it to root") {
+		t.Errorf("another user's file: %v, %v", f, err)
+	}
+}
+
+func TestListen(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "made", "s")
+	lock, err := lockSocket(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockSocket(path); !errors.Is(err, errServed) {
+		t.Errorf("a second lock: %v, want %v", err, errServed)
+	}
+	l, err := listen(path, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode() != os.ModeSocket|0o660 {
+		t.Errorf("mode %v, %v, want a socket with 0660", info.Mode(), err)
+	}
+	if _, err := listen(path, ""); !errors.Is(err, errServed) {
+		t.Errorf("a live socket: %v, want %v", err, errServed)
+	}
+	// A daemon that is killed leaves the file.
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	lock.Close()
+	if _, err := os.Lstat(path); err != nil {
+		t.Fatal(err)
+	}
+	again, err := listen(path, "")
+	if err != nil {
+		t.Fatalf("a dead daemon's socket: %v", err)
+	}
+	again.Close()
+	writeFile(t, path, "mine", 0o644)
+	if _, err := listen(path, ""); err == nil || !strings.Contains(err.Error(), "not a socket") {
+		t.Errorf("a file in its place: %v", err)
+	}
+	if _, err := listen(path, "no-such-group"); err == nil || !strings.Contains(err.Error(), `find group "no-such-group"`) {
+		t.Errorf("a group that is not there: %v", err)
+	}
+}
+
+// A socket on which somebody listens, and who is no daemon of ours, is not taken away.
+func TestListenForeign(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := removeStale(path); !errors.Is(err, errServed) {
+		t.Errorf("%v, want %v", err, errServed)
+	}
+	if _, err := os.Lstat(path); err != nil {
+		t.Error(err)
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	f.Add("socket: /run/x\npfs: [{pf: eth0, vfs: 3}]\nguests: {a: {target: kvm, qmp: /run/a}}\n")
+	f.Add("guests: {../a: {target: kvm, qmp: x}}")
+	f.Add("pfs: [{pf: eth0, vfs: -1}]")
+	f.Add("a: &a [*a]")
+	f.Fuzz(func(t *testing.T, text string) {
+		c, err := parseConfig(strings.NewReader(text), "fuzz")
+		if err != nil {
+			return
+		}
+		for id, g := range c.Guests {
+			if !guestID.MatchString(id) || !filepath.IsAbs(g.QMP) || strings.ContainsAny(id, "/\x00") {
+				t.Errorf("guest %q with monitor %q was accepted", id, g.QMP)
+			}
+		}
+		for _, p := range c.PFs {
+			if p.PF == "" || p.VFs != nil && (*p.VFs < 0 || *p.VFs > maxVFs) {
+				t.Errorf("PF %+v was accepted", p)
+			}
+		}
+	})
+}
