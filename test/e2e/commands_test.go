@@ -28,14 +28,15 @@ const patience = 2 * time.Minute
 // commands are the commands of the scripts beside testscript's own.
 func commands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
-		"code":    code,
-		"as":      as,
-		"daemon":  startDaemon,
-		"stop":    stopDaemon,
-		"crash":   crashDaemon,
-		"fixture": fixture,
-		"scrape":  scrape,
-		"oneline": oneLine,
+		"code":     code,
+		"as":       as,
+		"daemon":   startDaemon,
+		"activate": activateDaemon,
+		"stop":     stopDaemon,
+		"crash":    crashDaemon,
+		"fixture":  fixture,
+		"scrape":   scrape,
+		"oneline":  oneLine,
 	}
 }
 
@@ -131,24 +132,54 @@ func startDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: daemon NAME ARGS…")
 	}
-	path := ts.MkAbs("notify." + args[0])
+	start(ts, args[0], exec.Command("vfbrokerd", daemonFlags(ts, args[1:])...))
+}
+
+// activateDaemon: activate NAME ARGS… starts vfbrokerd as systemd does that has made its sockets (systemd.socket(5)).
+func activateDaemon(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: activate NAME ARGS…")
+	}
+	cmd := exec.Command("sh", append([]string{"-c", `LISTEN_PID=$$ exec vfbrokerd "$@"`, "sh"}, daemonFlags(ts, args[1:])...)...)
+	cmd.Env = append(os.Environ(), "LISTEN_FDS=2", "LISTEN_FDNAMES=api:metrics")
+	ts.Check(os.MkdirAll(ts.MkAbs("run"), 0o755))
+	for _, name := range []string{"SOCKET", "METRICS"} {
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: ts.Getenv(name), Net: "unix"})
+		ts.Check(err)
+		l.SetUnlinkOnClose(false)
+		f, err := l.File()
+		ts.Check(err)
+		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
+		ts.Check(l.Close())
+		ts.Defer(func() { f.Close() })
+	}
+	start(ts, args[0], cmd)
+}
+
+func daemonFlags(ts *testscript.TestScript, more []string) []string {
+	return append([]string{"--socket", ts.Getenv("SOCKET"), "--metrics-socket", ts.Getenv("METRICS"), "--state-dir", ts.Getenv("STATE")}, more...)
+}
+
+func start(ts *testscript.TestScript, name string, cmd *exec.Cmd) {
+	path := ts.MkAbs("notify." + name)
 	_ = os.Remove(path) // of the daemon of that name before
 	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	ts.Check(err)
-	d := &daemon{notify: notify, ended: make(chan struct{})}
-	flags := []string{"--socket", ts.Getenv("SOCKET"), "--metrics-socket", ts.Getenv("METRICS"), "--state-dir", ts.Getenv("STATE")}
-	d.cmd = exec.Command("vfbrokerd", append(flags, args[1:]...)...)
-	d.cmd.Dir = ts.MkAbs(".")
-	d.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+path)
-	d.cmd.Stdout, d.cmd.Stderr = d, d
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	ts.Check(d.cmd.Start())
+	d := &daemon{cmd: cmd, notify: notify, ended: make(chan struct{})}
+	if cmd.Env == nil {
+		cmd.Env = os.Environ()
+	}
+	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+path)
+	cmd.Dir = ts.MkAbs(".")
+	cmd.Stdout, cmd.Stderr = d, d
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	ts.Check(cmd.Start())
 	go func() {
-		d.err = d.cmd.Wait()
+		d.err = cmd.Wait()
 		close(d.ended)
 		notify.Close()
 	}()
-	ts.Value(daemonsKey{}).(map[string]*daemon)[args[0]] = d
+	ts.Value(daemonsKey{}).(map[string]*daemon)[name] = d
 	if err := d.await("READY=1"); err != nil {
 		ts.Fatalf("start vfbrokerd: %v; it said:\n%s", err, d.said())
 	}

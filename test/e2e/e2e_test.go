@@ -47,11 +47,6 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-func TestScripts(t *testing.T) {
-	t.Parallel()
-	testscript.Run(t, params(t, "testdata"))
-}
-
 // params is how the scripts of a directory run.
 func params(t *testing.T, dir string) testscript.Params {
 	root := filepath.Join(t.TempDir(), "w")

@@ -1,0 +1,199 @@
+//go:build lab
+
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// The scripts of testdata/lab run against the real daemon on the emulated
+// host's kernel. They share its devices, so the lab runs them one at a time.
+func TestLab(t *testing.T) {
+	if os.Getenv("VFLAB") != "1" {
+		t.Fatal("this is not the emulated host: run it by vflab run, it carves PFs and loads modules")
+	}
+	p := params(t, filepath.Join("testdata", "lab"))
+	p.Cmds["qemu"] = startQEMU
+	p.Cmds["endqemu"] = endQEMU
+	p.Cmds["expand"] = expand
+	p.Cmds["qmp"] = qmp
+	p.Cmds["hold"] = hold
+	p.Cmds["babble"] = babble
+	p.Cmds["remember"] = remember
+	before := p.Setup
+	p.Setup = func(env *testscript.Env) error {
+		uncarve(t)
+		return before(env)
+	}
+	testscript.RunT(sequential{t}, p)
+}
+
+// uncarve takes the VFs away that a script before may have left, so that one failure is not another's.
+func uncarve(t *testing.T) {
+	t.Helper()
+	files, err := filepath.Glob("/sys/bus/pci/devices/*/sriov_numvfs")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("this host has no PF: %v", err)
+	}
+	for _, file := range files {
+		if n, err := os.ReadFile(file); err != nil {
+			t.Fatal(err)
+		} else if strings.TrimSpace(string(n)) == "0" {
+			continue
+		}
+		if err := os.WriteFile(file, []byte("0"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// sequential keeps testscript from running scripts side by side.
+type sequential struct{ *testing.T }
+
+// Run implements testscript.T.
+func (s sequential) Run(name string, f func(testscript.T)) {
+	s.T.Run(name, func(t *testing.T) { f(sequential{t}) })
+}
+
+// Parallel implements testscript.T.
+func (sequential) Parallel() {}
+
+// Verbose implements testscript.T.
+func (sequential) Verbose() bool { return testing.Verbose() }
+
+// startQEMU: qemu NAME ARGS… starts a guest without an operating system, which runs as far as its firmware, with a
+// monitor in run/NAME.qmp.
+func startQEMU(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: qemu NAME ARGS…")
+	}
+	ts.Check(os.MkdirAll(ts.MkAbs("run"), 0o755))
+	monitor, pidFile := ts.MkAbs("run/"+args[0]+".qmp"), ts.MkAbs("run/"+args[0]+".pid")
+	out, err := exec.Command("qemu-system-x86_64", append([]string{"-nodefaults", "-no-user-config", "-display", "none",
+		"-M", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", "host", "-m", "64",
+		"-qmp", "unix:" + monitor + ",server=on,wait=off", "-daemonize", "-pidfile", pidFile}, args[1:]...)...).CombinedOutput()
+	if err != nil { // it returns when the guest runs and the monitor listens
+		ts.Fatalf("start QEMU: %v: %s", err, out)
+	}
+	pid := strings.TrimSpace(ts.ReadFile(pidFile))
+	ts.Setenv("PID_"+args[0], pid)
+	ts.Defer(func() { _ = kill(pid) }) // it may have ended
+}
+
+func kill(pid string) error {
+	n, err := strconv.Atoi(pid)
+	if err != nil {
+		return err
+	}
+	return syscall.Kill(n, syscall.SIGKILL)
+}
+
+// expand FILE… puts the script's directory in the place of @WORK@.
+func expand(ts *testscript.TestScript, neg bool, args []string) {
+	for _, name := range args {
+		text := strings.ReplaceAll(ts.ReadFile(name), "@WORK@", ts.MkAbs("."))
+		ts.Check(os.WriteFile(ts.MkAbs(name), []byte(text), 0o644))
+	}
+}
+
+// endQEMU: endqemu NAME ends a guest as a crash would.
+func endQEMU(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: endqemu NAME")
+	}
+	ts.Check(kill(ts.Getenv("PID_" + args[0])))
+}
+
+// qmp NAME COMMAND runs one command without arguments on a guest's monitor, as another tool would.
+func qmp(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: qmp NAME COMMAND")
+	}
+	conn, err := net.Dial("unix", ts.MkAbs("run/"+args[0]+".qmp"))
+	ts.Check(err)
+	defer conn.Close()
+	ts.Check(conn.SetDeadline(time.Now().Add(patience)))
+	in := bufio.NewReader(conn)
+	for _, line := range []string{"", `{"execute":"qmp_capabilities"}`, fmt.Sprintf(`{"execute":%q}`, args[1])} {
+		if line != "" {
+			_, err = io.WriteString(conn, line+"\n")
+			ts.Check(err)
+		}
+		for { // past events
+			var reply struct {
+				Event string
+				Error *struct{ Desc string }
+			}
+			text, err := in.ReadBytes('\n')
+			ts.Check(err)
+			ts.Check(json.Unmarshal(text, &reply))
+			if reply.Error != nil {
+				ts.Fatalf("%s: %s", args[1], reply.Error.Desc)
+			}
+			if reply.Event == "" {
+				break
+			}
+		}
+	}
+}
+
+// hold SOCKET connects to a socket and keeps it until the script ends, as a tool that somebody left open.
+func hold(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: hold SOCKET")
+	}
+	conn, err := net.Dial("unix", ts.MkAbs(args[0]))
+	ts.Check(err)
+	ts.Defer(func() { conn.Close() })
+	ts.Check(conn.SetReadDeadline(time.Now().Add(patience)))
+	_, err = bufio.NewReader(conn).ReadString('\n') // the greeting: we are its client
+	ts.Check(err)
+}
+
+// babble SOCKET makes a monitor that answers each connection with a frame without an end.
+func babble(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: babble SOCKET")
+	}
+	ts.Check(os.MkdirAll(ts.MkAbs("run"), 0o755))
+	l, err := net.Listen("unix", ts.MkAbs(args[0]))
+	ts.Check(err)
+	ts.Defer(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				_, err := io.WriteString(conn, `{"QMP":"`)
+				for err == nil {
+					_, err = io.WriteString(conn, strings.Repeat("x", 64<<10))
+				}
+			}()
+		}
+	}()
+}
+
+// remember NAME keeps what the last command printed in an environment variable.
+func remember(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: remember NAME")
+	}
+	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
+}
