@@ -2,11 +2,12 @@
 # what they need on a fresh Debian 12 or 13; those that boot the emulated host want root.
 export CGO_ENABLED = 0
 
-.PHONY: demo test unit soak bench fuzz gen build check clean
+.PHONY: demo test unit sim soak bench fuzz gen build check clean
 
 demo: ; test/setup/run.sh demo
 test: ; test/setup/run.sh test
 unit: ; test/setup/run.sh unit
+sim: ; test/setup/run.sh sim
 soak: ; test/setup/run.sh soak
 bench: ; test/setup/run.sh bench
 fuzz: ; test/setup/run.sh fuzz

@@ -124,6 +124,11 @@ bench)
 	mkdir -p out
 	exec go run ./test/peerbench -out out/bench.json
 	;;
+sim)
+	setup
+	mkdir -p out
+	exec go test -v -timeout 900s ./test/sim -seeds "${SEEDS:-10000}" -mutants -out "$PWD/out/sim.json"
+	;;
 fuzz)
 	setup
 	for package in $(go list ./...); do
@@ -134,7 +139,7 @@ fuzz)
 	done
 	;;
 *)
-	echo "usage: $0 test|unit|check|demo|soak|bench|fuzz" >&2
+	echo "usage: $0 test|unit|check|demo|soak|bench|sim|fuzz" >&2
 	exit 2
 	;;
 esac

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -113,7 +114,7 @@ func (c *counter) choose(gates []*gate) (*gate, verdict) {
 func run(t *testing.T, host *fakehost.Host, s scenario, at, again *point) (w *world, effects, recovery *counter) {
 	effects, recovery = &counter{at: at}, &counter{at: again}
 	synctest.Test(t, func(t *testing.T) {
-		w = newWorld(t, host, 1)
+		w = newWorld(t, host, 1, macA, macB)
 		defer w.close()
 		for _, act := range s.acts {
 			done := make(chan struct{})
@@ -142,24 +143,141 @@ func run(t *testing.T, host *fakehost.Host, s scenario, at, again *point) (w *wo
 	return w, effects, recovery
 }
 
-func TestCrashPoints(t *testing.T) {
-	host := template(t)
-	ran := 0
+// plan is what the exhaustive part has to run: every effect of every scenario,
+// and in the deep part every effect of the recovery after it.
+type plan struct {
+	scenario scenario
+	at       point
+}
+
+// plans counts the effects of the clean runs and lists all the ways to crash at each.
+func plans(t *testing.T, host *fakehost.Host) (all []plan) {
 	for _, s := range scenarios {
 		w, clean, _ := run(t, host, s, nil, nil)
 		report(t, w, s.name+", no crash")
 		for n, commit := range clean.commits {
 			for _, at := range points(n+1, commit) {
-				w, _, recovery := run(t, host, s, &at, nil)
-				ran++
-				if report(t, w, fmt.Sprintf("%s: %s", s.name, at)) {
+				all = append(all, plan{s, at})
+			}
+		}
+		// No effect without a gate, or it would have no crash point.
+		passed := 0
+		for _, commit := range clean.commits {
+			if !commit {
+				passed++
+			}
+		}
+		if made := len(w.host.Writes()) + w.plugs; made != passed {
+			t.Errorf("%s: the host and the guests saw %d effects, and %d passed a gate", s.name, made, passed)
+		}
+	}
+	return all
+}
+
+func TestCrashPoints(t *testing.T) {
+	host := template(t)
+	all := plans(t, host)
+	tally.CrashPoints = len(all)
+	for i, batch := range slices.Collect(slices.Chunk(all, 64)) {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			t.Parallel()
+			for _, p := range batch {
+				w, _, recovery := run(t, host, p.scenario, &p.at, nil)
+				bad := report(t, w, fmt.Sprintf("%s: %s", p.scenario.name, p.at))
+				more := 0
+				if *deep && !bad {
+					more = runDeep(t, host, p, len(recovery.commits))
+				}
+				tallyLock.Lock()
+				tally.CrashPoints += more
+				tally.CrashPointsRun += 1 + more
+				tallyLock.Unlock()
+				if bad {
 					return
 				}
-				_ = recovery
+			}
+		})
+	}
+}
+
+// runDeep kills the daemon again at each effect of its recovery.
+func runDeep(t *testing.T, host *fakehost.Host, p plan, effects int) (ran int) {
+	for n := range effects {
+		for _, after := range []bool{false, true} {
+			again := point{n + 1, verdict{crash: kill, after: after}}
+			w, _, _ := run(t, host, p.scenario, &p.at, &again)
+			ran++
+			if report(t, w, fmt.Sprintf("%s: %s, then %s of the recovery", p.scenario.name, p.at, again)) {
+				return ran
 			}
 		}
 	}
-	t.Logf("%d crash points", ran)
+	return ran
+}
+
+// One PF's write that hangs stops nothing on another PF (I8).
+func TestApart(t *testing.T) {
+	host := template(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, host, 1, macA, macB)
+		defer w.close()
+		go w.Acquire(t.Context(), user, broker.Request{RequestID: "a", Guest: "g0", PF: "mac:" + macA})
+		var hung *gate
+		for hung == nil || hung.commit {
+			gates := w.sched.waiting()
+			if hung = gates[0]; hung.commit {
+				w.sched.decide(hung, verdict{})
+			}
+		}
+		done := make(chan error, 1)
+		go func() {
+			_, err := w.Acquire(t.Context(), user, broker.Request{RequestID: "b", Guest: "g1", PF: "mac:" + macB})
+			done <- err
+		}()
+		for range 100 {
+			gates := slices.DeleteFunc(w.sched.waiting(), func(g *gate) bool { return g == hung })
+			if len(gates) == 0 {
+				break
+			}
+			w.sched.decide(gates[0], verdict{})
+		}
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("I8: on the other PF: %v", err)
+			}
+		default:
+			t.Errorf("I8: a grant on one PF waits for the write that hangs on the other")
+		}
+	})
+}
+
+// What is remembered of ended leases is bounded (I10).
+func TestBounded(t *testing.T) {
+	host := template(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, host, 1, macA, macB)
+		defer w.close()
+		const cycles = 1200
+		for i := range cycles {
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				l, err := w.Acquire(t.Context(), user, broker.Request{RequestID: fmt.Sprint("n", i), Guest: "g0"})
+				if err == nil {
+					_, err = w.Release(t.Context(), user, broker.ReleaseRequest{RequestID: "r", LeaseID: l.ID, Generation: l.Generation})
+				}
+				if err != nil {
+					t.Errorf("cycle %d: %v", i, err)
+				}
+			}()
+			w.sched.settle(settleLimit, nil, func() {})
+			<-done
+		}
+		if n := len(w.disk.durable()); n > 1100 {
+			t.Errorf("I10: after %d cycles the journal holds %d leases", cycles, n)
+		}
+	})
 }
 
 // report fails the test for what a run violated.
@@ -169,6 +287,9 @@ func report(t *testing.T, w *world, run string) bool {
 		return false
 	}
 	t.Errorf("%s:", run)
+	tallyLock.Lock()
+	tally.Violations += len(w.violations)
+	tallyLock.Unlock()
 	for _, v := range w.violations {
 		t.Errorf("  %s", v)
 	}

@@ -32,8 +32,8 @@ func (w *world) bootID() string {
 
 // mine says whether a write concerns a PF of the allow-list, one of its VFs, or their device nodes.
 func (w *world) mine(e fakehost.Effect) bool {
-	owned := w.vfAddrs()
-	for _, mac := range []string{macA, macB} {
+	owned := w.vfAddrs(w.allowed)
+	for _, mac := range w.allowed {
 		owned = append(owned, w.host.PF(mac))
 	}
 	for _, a := range owned {
@@ -49,6 +49,9 @@ func (w *world) checkAttached(e fakehv.Effect) {
 	for id, l := range w.disk.durable() {
 		if broker.SlotOf(id) != e.Slot {
 			continue
+		}
+		if pf := w.host.PF(macB); pf == l.PFAddr && len(w.allowed) == 1 {
+			w.violate("I3: %s of a PF outside the allow-list goes to %s", l.Addr, l.Request.RequestID)
 		}
 		if trace := w.host.Soiled(l.Addr); trace != "" && trace != string(e.Slot) {
 			w.violate("I2: %s goes to %s with the trace of %s", l.Addr, l.Request.RequestID, trace)

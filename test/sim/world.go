@@ -53,16 +53,16 @@ type world struct {
 	disk  *disk
 	rand  *rand.ChaCha8
 	*broker.Broker
-	history history
+	allowed []string // MACs of the PFs on the allow-list
 
 	mu         sync.Mutex
 	violations []string
-	soiled     map[pci.Addr]broker.Slot // by which lease's guest a function was last used
+	plugs      int // commands to guests
 }
 
 // newWorld makes a world on a copy of host, and opens its daemon with everything let through.
-func newWorld(t testing.TB, host *fakehost.Host, seed uint64) *world {
-	w := &world{t: t, sched: &scheduler{}, host: host.Clone(), disk: newDisk("e1"), soiled: map[pci.Addr]broker.Slot{}}
+func newWorld(t testing.TB, host *fakehost.Host, seed uint64, allowed ...string) *world {
+	w := &world{t: t, sched: &scheduler{}, host: host.Clone(), disk: newDisk("e1"), allowed: allowed}
 	w.rand = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), byte(seed >> 24)})
 	w.hv = fakehv.New(w.host)
 	w.host.OnWrite(func(e fakehost.Effect, do func() error) error {
@@ -73,6 +73,9 @@ func newWorld(t testing.TB, host *fakehost.Host, seed uint64) *world {
 	})
 	w.hv.OnEffect(func(e fakehv.Effect, do func() error) error {
 		return w.sched.pass(fmt.Sprintf("%s %s %s", e.Op, e.Guest, w.requestOf(e.Slot)), false, func() error {
+			w.mu.Lock()
+			w.plugs++
+			w.mu.Unlock()
 			err := do()
 			if e.Op == "attach" && err == nil {
 				w.checkAttached(e)
@@ -103,7 +106,7 @@ func (w *world) boot(choose func([]*gate) (*gate, verdict)) bool {
 				}
 				return broker.GuestConfig{ID: id, Target: broker.KVM, OwnerUID: user.UID}, nil
 			},
-			Policy:  broker.Policy{PFs: []broker.PFPolicy{{PF: "mac:" + macA}, {PF: "mac:" + macB}}},
+			Policy:  w.policy(),
 			Rand:    w.rand,
 			Uevents: w.host.Uevents(1024),
 		})
@@ -137,6 +140,13 @@ func (w *world) boot(choose func([]*gate) (*gate, verdict)) bool {
 	return false
 }
 
+func (w *world) policy() (p broker.Policy) {
+	for _, mac := range w.allowed {
+		p.PFs = append(p.PFs, broker.PFPolicy{PF: "mac:" + mac})
+	}
+	return p
+}
+
 func (w *world) passCommit(name string, write, sync func()) error {
 	return w.sched.pass(name, true, func() error { write(); return nil }, sync)
 }
@@ -158,7 +168,6 @@ func (w *world) crash() {
 	}
 	w.host.Reboot()
 	w.disk.losePower(how == tornCut)
-	clear(w.soiled)
 	w.recarve()
 	for _, g := range guests {
 		w.hv.Start(g)
@@ -203,9 +212,9 @@ func (w *world) violate(format string, args ...any) {
 	w.violations = append(w.violations, fmt.Sprintf(format, args...))
 }
 
-// vfAddrs are the VFs that the host has now.
-func (w *world) vfAddrs() (addrs []pci.Addr) {
-	for _, mac := range []string{macA, macB} {
+// vfAddrs are the VFs that the PFs have now.
+func (w *world) vfAddrs(macs []string) (addrs []pci.Addr) {
+	for _, mac := range macs {
 		pf := w.host.PF(mac)
 		for i := range vfs {
 			if target, err := w.host.Readlink(fmt.Sprintf("%s/virtfn%d", pf.Dir(), i)); err == nil {

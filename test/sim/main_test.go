@@ -1,0 +1,51 @@
+package sim
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+	"time"
+)
+
+var (
+	seeds   = flag.Int("seeds", 200, "how many random runs")
+	oneSeed = flag.Uint64("seed", 0, "replay the run of this seed, with its trace")
+	deep    = flag.Bool("deep", false, "crash again at every effect of every recovery")
+	mutate  = flag.Bool("mutants", false, "take each guard away, and see that it is missed")
+	out     = flag.String("out", "", "write the tally to this file")
+)
+
+// tally is what was run, as out/sim.json has it.
+var (
+	tallyLock sync.Mutex
+	tally     struct {
+		CrashPoints    int     `json:"crash_points"`
+		CrashPointsRun int     `json:"crash_points_run"`
+		Seeds          int     `json:"seeds"`
+		Violations     int     `json:"violations"`
+		Mutants        int     `json:"mutants"`
+		MutantsCaught  int     `json:"mutants_caught"`
+		Seconds        float64 `json:"seconds"`
+	}
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	begin := time.Now()
+	status := m.Run()
+	if *out != "" {
+		tally.Seconds = time.Since(begin).Seconds()
+		text, err := json.MarshalIndent(tally, "", "  ")
+		if err == nil {
+			err = os.WriteFile(*out, append(text, '\n'), 0o644)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			status = 1
+		}
+	}
+	os.Exit(status)
+}
