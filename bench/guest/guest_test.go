@@ -123,9 +123,16 @@ func TestQEMUArgs(t *testing.T) {
 	}
 	cfg.Bridge, cfg.RootPorts = nil, -1
 	if args := qemuArgs(cfg, "/run/x"); slices.ContainsFunc(args, func(a string) bool {
-		return strings.Contains(a, "tap") || strings.Contains(a, "pcie-root-port")
+		return strings.Contains(a, "tap") || strings.Contains(a, "pcie-root-port") || strings.Contains(a, "shell")
 	}) {
-		t.Errorf("a guest without network and root ports has them: %v", args)
+		t.Errorf("a guest without network, root ports and shell has them: %v", args)
+	}
+	cfg.Shell = true
+	all = strings.Join(qemuArgs(cfg, "/run/x"), " ")
+	for _, want := range []string{"random.trust_cpu=on guest_shell=ttyS1 nohz=on", "-serial unix:/run/x/shell.sock,server=on,wait=off"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("a guest with a shell lacks %q: %s", want, all)
+		}
 	}
 }
 

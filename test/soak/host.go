@@ -1,0 +1,93 @@
+package soak
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+const devices = "/sys/bus/pci/devices"
+
+// lookAt returns everything of a PF and its VFs that a lease changes, by name. It
+// reads it as an administrator would, without the broker's own code.
+func lookAt(ctx context.Context, pf, netdev string) (map[string]string, error) {
+	seen := map[string]string{}
+	functions := []string{pf}
+	links, err := filepath.Glob(filepath.Join(devices, pf, "virtfn*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, link := range links {
+		vf, err := os.Readlink(link)
+		if err != nil {
+			return nil, err
+		}
+		seen[filepath.Base(link)] = filepath.Base(vf)
+		functions = append(functions, filepath.Base(vf))
+	}
+	numVFs, err := os.ReadFile(filepath.Join(devices, pf, "sriov_numvfs"))
+	if err != nil {
+		return nil, err
+	}
+	seen["sriov_numvfs"] = strings.TrimSpace(string(numVFs))
+	for _, f := range functions {
+		if err := lookAtDriver(f, seen); err != nil {
+			return nil, err
+		}
+	}
+	nodes, err := filepath.Glob("/dev/vfio/*")
+	if err != nil {
+		return nil, err
+	}
+	seen["device nodes"] = strings.Join(nodes, " ")
+	return seen, lookAtAttributes(ctx, netdev, seen)
+}
+
+// lookAtDriver notes who holds a function.
+func lookAtDriver(function string, seen map[string]string) error {
+	driver, err := os.Readlink(filepath.Join(devices, function, "driver"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	seen[function+" driver"] = filepath.Base(driver)
+	override, err := os.ReadFile(filepath.Join(devices, function, "driver_override"))
+	seen[function+" driver_override"] = strings.TrimSpace(string(override))
+	return err
+}
+
+// lookAtAttributes notes what ip(8) says of each VF.
+func lookAtAttributes(ctx context.Context, netdev string, seen map[string]string) error {
+	out, err := exec.CommandContext(ctx, "ip", "link", "show", "dev", netdev).Output()
+	if err != nil {
+		return fmt.Errorf("run ip link show dev %s: %w", netdev, err)
+	}
+	for line := range bytes.Lines(out) {
+		words := strings.Fields(string(line))
+		if len(words) > 2 && words[0] == "vf" {
+			seen["attributes of VF "+words[1]] = strings.Join(words[2:], " ")
+		}
+	}
+	return nil
+}
+
+// differences counts the names under which two looks at the host differ.
+func differences(a, b map[string]string) int {
+	n := 0
+	for name, was := range a {
+		if is, found := b[name]; !found || is != was {
+			n++
+		}
+	}
+	for name := range b {
+		if _, found := a[name]; !found {
+			n++
+		}
+	}
+	return n
+}
