@@ -45,7 +45,7 @@ func (t tree) host() {
 	t.file("sys/devices/system/node/node0/meminfo", "Node 0 MemTotal:       65536000 kB\n")
 	t.mkdir("sys/devices/system/cpu")
 	t.file("sys/devices/system/memory/block_size_bytes", "8000000\n")
-	t.file("proc/meminfo", "MemTotal:       65536000 kB\nHugepagesize:       2048 kB\n")
+	t.file("proc/meminfo", "MemTotal:       65536000 kB\nHugepagesize:       2048 kB\nHugetlb:               0 kB\n")
 	t.file("proc/cpuinfo", "processor\t: 0\nvendor_id\t: GenuineIntel\n\n")
 }
 
