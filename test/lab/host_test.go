@@ -114,8 +114,8 @@ if [ $VFLAB_BOOT != 3 ]; then sleep 1000; fi`
 		t.Error(err)
 	}
 	r, err := m.Wait(t.Context())
-	if want := "boot 1\nboot 1\nboot 2\nboot 1\nboot 2\nboot 3\n"; err != nil || r.Boots != 3 || r.ExitStatus != 0 || stdout.String() != want {
-		t.Errorf("stdout %q, want %q; exit status %d after %d boots, error %v, want 0 after 3", stdout.String(), want, r.ExitStatus, r.Boots, err)
+	if want := "boot 1\nboot 1\nboot 2\nboot 1\nboot 2\nboot 3\n"; err != nil || r.Boots != 3 || r.ExitStatus != 0 || stdout.text.String() != want {
+		t.Errorf("stdout %q, want %q; exit status %d after %d boots, error %v, want 0 after 3", stdout.text.String(), want, r.ExitStatus, r.Boots, err)
 	}
 }
 
@@ -136,16 +136,18 @@ func startWaiting(t *testing.T, o lab.Options, script string) (*lab.Machine, *wa
 	return m, stdout
 }
 
+// watched closes first when something is written. It is read after the machine
+// is gone.
 type watched struct {
-	bytes.Buffer
+	text  bytes.Buffer
 	first chan struct{}
 }
 
 func (w *watched) Write(p []byte) (int, error) {
-	if w.Len() == 0 {
+	if w.text.Len() == 0 {
 		close(w.first)
 	}
-	return w.Buffer.Write(p)
+	return w.text.Write(p)
 }
 
 func TestMachineFailures(t *testing.T) {

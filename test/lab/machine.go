@@ -29,14 +29,16 @@ type Machine struct {
 	monitor *monitor
 	cancel  context.CancelFunc
 	qemu    <-chan error
-	control net.Conn
-	events  chan event
-	oops    chan string    // lines of the serial console that end a machine
-	stalls  chan string    // those of a boot that hangs
-	copying sync.WaitGroup // goroutines that read from QEMU
-	stderr  *lockedBuffer  // what QEMU itself says
-	ends    []io.Closer
-	began   time.Time
+	// supervised tells how the machine's command ended.
+	supervised chan error
+	control    net.Conn
+	events     chan event
+	oops       chan string    // lines of the serial console that end a machine
+	stalls     chan string    // those of a boot that hangs
+	copying    sync.WaitGroup // goroutines that read from QEMU
+	stderr     *lockedBuffer  // what QEMU itself says
+	ends       []io.Closer
+	began      time.Time
 }
 
 // console is a person's terminal.
@@ -122,8 +124,12 @@ func (m *Machine) start(ctx context.Context, argv []string, stdout, stderr io.Wr
 	cmd.Stderr = m.stderr
 	cmd.Dir = "/"
 	m.opts.Progress(fmt.Sprintf("booting Linux %s on QEMU %s (%s clock)", m.img.Release(m.opts.Kernel), m.result.QEMU, m.opts.Clock))
-	m.qemu, err = startTied(cmd)
-	return explainSpawn(err)
+	if m.qemu, err = startTied(cmd); err != nil {
+		return explainSpawn(err)
+	}
+	m.supervised = make(chan error, 1)
+	go func() { m.supervised <- m.supervise(ctx) }()
+	return nil
 }
 
 func explainSpawn(err error) error {

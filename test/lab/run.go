@@ -87,9 +87,17 @@ func (m *Machine) Reset(ctx context.Context) error {
 }
 
 // Wait returns when the command has ended and everything that it wrote has
-// been delivered, or when that cannot be any more. The machine is gone then.
+// been delivered, or when that cannot be any more: the machine failed, or this
+// context or that of Start is done. The machine is gone then.
 func (m *Machine) Wait(ctx context.Context) (Result, error) {
-	err := m.supervise(ctx)
+	var err error
+	select {
+	case err = <-m.supervised:
+	case <-ctx.Done():
+		m.cancel()
+		<-m.supervised
+		err = ctx.Err()
+	}
 	m.cancel()
 	<-m.qemu
 	m.copying.Wait() // QEMU is gone, so every reader comes to its end

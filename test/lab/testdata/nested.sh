@@ -75,6 +75,6 @@ since guest waits
 echo "device_add vfio-pci,host=0000:01:10.0,id=vf0,bus=hp0,rombar=0" >&3
 wait $qemu
 since guest ended
-grep -v '^\[' /run/console | tail -40
+tr -d '\r' </run/console | grep -v '^\[' | tail -40
 cp /run/console "$OUT/guest-console.log"
 grep -q 'vflab: guest: exit 0' /run/console
