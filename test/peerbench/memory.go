@@ -8,9 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -105,26 +105,12 @@ func (d *daemon) stop() error {
 	return nil
 }
 
-// residentBytes reads VmRSS of a process (proc_pid_status(5)).
+// residentBytes is VmRSS of a process (proc_pid_status(5)).
 func residentBytes(pid int) (int64, error) {
-	name := fmt.Sprintf("/proc/%d/status", pid)
-	text, err := os.ReadFile(name)
+	p, err := procfs.NewProc(pid)
 	if err != nil {
 		return 0, err
 	}
-	return parseResident(name, text)
-}
-
-func parseResident(name string, text []byte) (int64, error) {
-	for line := range bytes.Lines(text) {
-		f := bytes.Fields(line)
-		if len(f) == 3 && string(f[0]) == "VmRSS:" && string(f[2]) == "kB" {
-			kib, err := strconv.ParseInt(string(f[1]), 10, 64)
-			if err != nil {
-				return 0, fmt.Errorf("parse %s: VmRSS: %w", name, err)
-			}
-			return kib << 10, nil
-		}
-	}
-	return 0, fmt.Errorf("parse %s: there is no VmRSS", name)
+	status, err := p.NewStatus()
+	return int64(status.VmRSS), err
 }

@@ -41,15 +41,23 @@ func FuzzParseLine(f *testing.F) {
 	})
 }
 
-func TestParseResident(t *testing.T) {
+func TestResidentBytes(t *testing.T) {
 	t.Parallel()
-	got, err := parseResident("status", []byte("Name:\tvfbrokerd\nVmHWM:\t   30000 kB\nVmRSS:\t   21504 kB\n"))
-	if err != nil || got != 21<<20 {
-		t.Errorf("resident: %d, %v, want %d", got, err, 21<<20)
+	if got, err := residentBytes(os.Getpid()); err != nil || got < 1<<20 {
+		t.Errorf("own resident memory: %d, %v", got, err)
 	}
-	for _, text := range []string{"", "VmRSS:\t12 MB\n", "VmRSS:\tmuch kB\n"} {
-		if got, err := parseResident("status", []byte(text)); err == nil {
-			t.Errorf("resident of %q: %d and no error", text, got)
+	if got, err := residentBytes(1 << 30); err == nil {
+		t.Errorf("resident memory of a process that is not there: %d and no error", got)
+	}
+}
+
+func TestDuration(t *testing.T) {
+	t.Parallel()
+	for ns, want := range map[int64]string{
+		7: "7ns", 999: "999ns", 12_345: "12.3µs", 123_456: "123µs", 1_000_000: "1ms", 12_069_232: "12.1ms", 1_095_352_520: "1.1s", 90_123_456_789: "1m30.1s",
+	} {
+		if got := duration(ns); got != want {
+			t.Errorf("%d ns: %s, want %s", ns, got, want)
 		}
 	}
 }

@@ -143,8 +143,13 @@ func verdict(met bool) string {
 	return "missed"
 }
 
+// duration is a time with three digits.
 func duration(ns int64) string {
-	return time.Duration(ns).Round(10 * time.Nanosecond).String()
+	unit := int64(1)
+	for ns/unit >= 1000 {
+		unit *= 10
+	}
+	return time.Duration(ns).Round(time.Duration(unit)).String()
 }
 
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
