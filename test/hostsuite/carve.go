@@ -301,6 +301,12 @@ func testPFUnbound(t *testing.T, h *host) {
 	})
 	h.SetUp(t, true)
 	h.vfs()
+	if !h.IsNetPF {
+		return
+	}
+	if _, err := h.Attributes.VFs(h.ctx(), pf); h.pf().Ifindex == pf.Ifindex || err == nil {
+		t.Errorf("the interface came back with index %d, and the old one, %d, reads: %v", h.pf().Ifindex, pf.Ifindex, err)
+	}
 }
 
 func driverDir(name string) string { return "/sys/bus/pci/drivers/" + name }
