@@ -3,7 +3,9 @@ package rpc_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -276,5 +278,23 @@ func TestStop(t *testing.T) {
 	}
 	if err := <-r.served; err != nil {
 		t.Errorf("serve: %v", err)
+	}
+}
+
+// Who connects and says nothing is sent away after the handshake's time.
+func TestSilentConnection(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	conn, err := net.Dial("unix", r.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetReadDeadline(time.Now().Add(2 * time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	_, err = io.Copy(io.Discard, conn) // the server's own settings, then the end
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("a connection that says nothing is kept")
 	}
 }

@@ -197,3 +197,77 @@ func remember(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
 }
+
+// An idle daemon and an idle shim do nothing: in the quietest of three windows
+// none of their threads is switched to.
+func TestLabIdle(t *testing.T) {
+	dir := t.TempDir()
+	for _, tc := range []struct {
+		name string
+		args []string
+	}{
+		{"vfbrokerd", []string{"vfbrokerd", "--socket", dir + "/s", "--metrics-socket", dir + "/m", "--state-dir", dir + "/state"}},
+		{"vfshim", []string{"vfshim", "serve"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			cmd := exec.Command(tc.args[0], tc.args[1:]...)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				_ = cmd.Process.Signal(syscall.SIGTERM)
+				if err := cmd.Wait(); err != nil && tc.name == "vfbrokerd" {
+					t.Error(err)
+				}
+			}()
+			const window = 10 * time.Second
+			<-time.After(window) // it starts
+			if tc.name == "vfbrokerd" { // and has served somebody
+				if out, err := exec.Command("vfbroker", "--socket", dir+"/s", "leases").CombinedOutput(); err != nil {
+					t.Fatalf("%v: %s", err, out)
+				}
+			}
+			quietest := -1
+			for range 3 {
+				before := switches(t, cmd.Process.Pid)
+				<-time.After(window)
+				n := switches(t, cmd.Process.Pid) - before
+				t.Logf("%d context switches in %v", n, window)
+				if quietest < 0 || n < quietest {
+					quietest = n
+				}
+			}
+			if quietest != 0 {
+				t.Errorf("the quietest window of %v has %d context switches, want 0", window, quietest)
+			}
+		})
+	}
+}
+
+// switches are the context switches of all threads of a process (Documentation/filesystems/proc.rst).
+func switches(t *testing.T, pid int) int {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("process %d has ended: %v", pid, err)
+	}
+	sum := 0
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			name, value, _ := strings.Cut(line, ":")
+			if strings.HasSuffix(name, "voluntary_ctxt_switches") { // nonvoluntary too
+				n, err := strconv.Atoi(strings.TrimSpace(value))
+				if err != nil {
+					t.Fatal(err)
+				}
+				sum += n
+			}
+		}
+	}
+	return sum
+}
