@@ -198,7 +198,7 @@ func (c *Client) writeFrame(until time.Time, req request) error {
 	defer c.write.Unlock()
 	_ = c.conn.SetWriteDeadline(until)
 	if _, err := c.conn.Write(frame); err != nil {
-		err = fmt.Errorf("write: %w", err)
+		err = fmt.Errorf("%w: write: %w", ErrClosed, err)
 		c.fail(err) // a frame may be half out
 		return err
 	}

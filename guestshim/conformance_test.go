@@ -78,6 +78,9 @@ type shim struct {
 	stop  func() // ends it, and fails the test unless that is clean
 }
 
+// testPart is how many round trips go into a frame in these tests.
+const testPart = 50
+
 func start(t *testing.T, n network, cfg ServerConfig, guest *scripted) shim {
 	t.Helper()
 	cfg.FS = guest.tree
@@ -85,6 +88,7 @@ func start(t *testing.T, n network, cfg ServerConfig, guest *scripted) shim {
 	// Time does not pass for the rate limit.
 	still := time.Now()
 	s := newServer(cfg, guest.observer(), func() time.Time { return still })
+	s.part = testPart
 	done := make(chan error, 1)
 	go func() { done <- s.serve(ctx, n.ln) }()
 	stop := sync.OnceFunc(func() {
@@ -345,13 +349,16 @@ func TestStopWithCallsInFlight(t *testing.T) {
 		asked := make(chan struct{})
 		s := start(t, n, ServerConfig{}, &scripted{tree: newTree(t, nil), changes: []func(tree){func(tree) { close(asked) }}})
 		c := s.client(t)
+		stopped := make(chan struct{})
 		go func() {
+			defer close(stopped)
 			<-asked
 			s.stop()
 		}()
 		if _, err := c.Await(context.Background(), Identity{MAC: vfMAC}); !errors.Is(err, ErrClosed) && !errors.Is(err, NotReady) {
 			t.Errorf("got %v, want %v", err, ErrClosed)
 		}
+		<-stopped
 		if _, err := c.About(context.Background()); !errors.Is(err, ErrClosed) {
 			t.Errorf("after the end: got %v, want %v", err, ErrClosed)
 		}
@@ -377,7 +384,7 @@ func TestPingPong(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := start(t, make(t), ServerConfig{Bench: true}, guestWithVF(t))
 			c := s.client(t)
-			const rounds = 2*maxRTTs + 1 // three parts
+			const rounds = 2*testPart + 1 // three parts
 			got, err := c.PingPong(context.Background(), pingpong.Spec{Peer: echo.Addr(), Size: 64, Warmup: 5, Rounds: rounds})
 			if err != nil {
 				t.Fatal(err)

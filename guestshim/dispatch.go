@@ -72,15 +72,15 @@ func (s *session) runBench(ctx context.Context, req request) (any, error) {
 
 // parts sends all but the last part of a result, and returns that.
 func (s *session) parts(id uint64, result pingpong.Result) (pingpong.Result, error) {
-	for len(result.RTTs) > maxRTTs {
-		body, err := json.Marshal(pingpong.Result{RTTs: result.RTTs[:maxRTTs]})
+	for len(result.RTTs) > s.part {
+		body, err := json.Marshal(pingpong.Result{RTTs: result.RTTs[:s.part]})
 		if err != nil {
 			return pingpong.Result{}, err
 		}
 		if !s.reply(reply{ID: id, More: true, Body: body}) {
 			return pingpong.Result{}, errorf(Canceled, "the peer is gone")
 		}
-		result.RTTs = result.RTTs[maxRTTs:]
+		result.RTTs = result.RTTs[s.part:]
 	}
 	return result, nil
 }

@@ -11,6 +11,8 @@ import (
 	"unicode"
 
 	"github.com/google/go-cmp/cmp"
+
+	"vfbroker/guestshim/pingpong"
 )
 
 func TestParseRequest(t *testing.T) {
@@ -83,6 +85,18 @@ func TestFrameReader(t *testing.T) {
 				t.Errorf("end: got %v, want %v", err, test.err)
 			}
 		})
+	}
+}
+
+// As many of the longest round trips as go into a frame fit there.
+func TestLongestPartFits(t *testing.T) {
+	t.Parallel()
+	result := pingpong.Result{RTTs: make([]int64, maxRTTs), Lost: pingpong.MaxRounds, Stale: 1 << 40, Elapsed: 1 << 62}
+	for i := range result.RTTs {
+		result.RTTs[i] = 2 * int64(pingpong.MaxTimeout)
+	}
+	if _, err := encodeFrame(reply{V: Version, ID: 1 << 63, More: true, Body: mustEncode(t, result)}); err != nil {
+		t.Error(err)
 	}
 }
 

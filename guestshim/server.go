@@ -36,6 +36,7 @@ type server struct {
 	requests *bucket
 	conns    chan struct{} // a token for each connection
 	bench    chan struct{} // one, for the block that runs
+	part     int           // round trips in a frame
 }
 
 // Serve answers on ln until ctx ends, which is no error. Then ln and all
@@ -54,6 +55,7 @@ func newServer(cfg ServerConfig, o observer, now func() time.Time) *server {
 		requests:     newBucket(rate, burst, now),
 		conns:        make(chan struct{}, maxConns),
 		bench:        make(chan struct{}, 1),
+		part:         maxRTTs,
 	}
 }
 
