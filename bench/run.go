@@ -41,7 +41,7 @@ type Load struct {
 // wall clock of an emulated host a round takes a hundred times as long, and only its costs mean something.
 func DefaultLoads(clock Clock) []Load {
 	if clock == ClockWall {
-		return []Load{{64, 200, 2}, {256, 50, 2}, {1024, 50, 2}}
+		return []Load{{64, 100, 2}, {1024, 30, 2}}
 	}
 	return []Load{{64, 1000, 6}, {256, 500, 2}, {1024, 500, 2}}
 }
