@@ -62,6 +62,13 @@ func TestKernel(t *testing.T) {
 		t.Fatalf("no PF of %d has the MAC %s", len(pfs), labPF)
 	}
 	host.SetUp = func(t *testing.T, up bool) { setUp(t, tree, host.PF, up) }
+	t.Cleanup(func() { // the next test finds the PF as a boot leaves it, and up
+		for _, w := range [][2]string{{"/sriov_numvfs", "0"}, {"/sriov_drivers_autoprobe", "1"}} {
+			if err := tree.Write(host.PF.Dir()+w[0], w[1]); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 	hostsuite.Run(t, func(t *testing.T) hostsuite.Host {
 		setUp(t, tree, host.PF, true)
 		clearVFs(t, host)
