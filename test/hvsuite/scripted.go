@@ -47,12 +47,19 @@ func NewScripted(t testing.TB, cfg qmpfake.Config) *Scripted {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Guest.Stop)
+	s.Renew(t)
+	return s
+}
+
+// Renew makes the hypervisor anew, as a broker does that starts. The old one
+// keeps its connection: see Guest.Drop.
+func (s *Scripted) Renew(t testing.TB) {
+	t.Helper()
 	fs, err := qmpfake.WithProcesses(s.Host)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.KVM = kvm.New(fs, s.config, nil)
-	return s
 }
 
 func (s *Scripted) config(id broker.GuestID) (broker.GuestConfig, error) {

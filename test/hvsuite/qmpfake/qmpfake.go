@@ -212,6 +212,15 @@ func (g *Guest) Script(fault func(Command) Fault) {
 	g.script = fault
 }
 
+// Drop closes the client's connection, while the guest goes on.
+func (g *Guest) Drop() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.conn != nil {
+		g.conn.Close()
+	}
+}
+
 // Freeze stops QEMU's main loop: it accepts nobody and answers nothing.
 func (g *Guest) Freeze() {
 	g.mu.Lock()
