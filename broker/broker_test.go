@@ -1,7 +1,6 @@
 package broker_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -444,6 +443,30 @@ func TestScrubFailsIsQuarantined(t *testing.T) {
 	if f := r.function(l.Function.Index); f.State != broker.Quarantined {
 		t.Errorf("after a restart: state %s", f.State)
 	}
+	if list, err := r.Quarantined(root); err != nil || len(list) != 1 || list[0].ID != l.Function {
+		t.Errorf("quarantine: %v, %v", list, err)
+	}
+	for _, tt := range []struct {
+		name     string
+		caller   broker.Caller
+		function string
+		want     error
+	}{
+		{"another user", alice, l.Function.String(), broker.ErrDenied},
+		{"not quarantined", root, "0000:01:10.2", broker.ErrConflict},
+		{"unknown", root, "0000:09:10.2", broker.ErrNotFound},
+		{"the reset still fails", root, l.Function.String(), broker.ErrQuarantined},
+	} {
+		if _, err := r.Clear(t.Context(), tt.caller, tt.function); !errors.Is(err, tt.want) {
+			t.Errorf("clear, %s: %v, want %v", tt.name, err, tt.want)
+		}
+	}
+	r.host.FailOn(l.Addr.Dir()+"/reset", 0)
+	if f, err := r.Clear(t.Context(), root, l.Function.String()); err != nil || f.State != broker.Free {
+		t.Errorf("clear: state %s, %v", f.State, err)
+	}
+	r.restart()
+	r.pristine()
 }
 
 func TestRestart(t *testing.T) {
@@ -467,71 +490,6 @@ func TestRestart(t *testing.T) {
 	r.await(drop, broker.Closed)
 	if got, _ := r.Lease(root, keep.ID); got.State != broker.Active {
 		t.Errorf("the lease of the guest that lives: %s", got.State)
-	}
-}
-
-// errCrash ends an effect as if the daemon had died there.
-var errCrash = errors.New("crash")
-
-// The daemon dies before or after each effect of an acquire. After the restart
-// the guest holds the function by an active lease, or the function is free.
-func TestCrashInAcquire(t *testing.T) {
-	t.Parallel()
-	for n := 1; ; n++ {
-		for _, after := range []bool{false, true} {
-			r := newRig(t)
-			var mu sync.Mutex
-			effects, dead, crashed := 0, false, make(chan struct{})
-			hook := func(do func() error) error {
-				mu.Lock()
-				effects++
-				here := effects == n
-				dead = dead || here
-				isDead := dead
-				mu.Unlock()
-				if here && after {
-					do()
-				}
-				if isDead {
-					<-crashed
-					return errCrash
-				}
-				return do()
-			}
-			r.host.OnWrite(func(_ fakehost.Effect, do func() error) error { return hook(do) })
-			r.hv.OnEffect(func(_ fakehv.Effect, do func() error) error { return hook(do) })
-			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-			l, err := r.Acquire(ctx, root, broker.Request{RequestID: "1", Guest: "a"})
-			cancel()
-			mu.Lock()
-			died := dead
-			mu.Unlock()
-			if !died {
-				if err != nil || n < 6 {
-					t.Fatalf("an acquire without a crash, after %d effects: %v", n-1, err)
-				}
-				return
-			}
-			r.store.Close() // nothing that the dead daemon still does is durable
-			close(crashed)
-			r.Broker.Close()
-			r.host.OnWrite(nil)
-			r.hv.OnEffect(nil)
-			r.open()
-			leases, _, err := r.Leases(root, broker.LeaseFilter{All: true}, broker.Page{})
-			if err != nil || len(leases) != 1 {
-				t.Fatalf("effect %d: leases %v, %v", n, leases, err)
-			}
-			l = leases[0]
-			want := broker.Closed
-			if len(r.hv.Held("a")) > 0 {
-				want = broker.Active
-			}
-			r.await(l, want)
-			if want == broker.Closed {
-				r.pristine()
-			}
-		}
 	}
 }
 

@@ -85,6 +85,8 @@ func (b *Broker) beginCarve(p *pfState, r CarveRequest) (CarveResult, error) {
 	for i := range p.vfs {
 		if v := &p.vfs[i]; v.lease != "" {
 			res.Holders = append(res.Holders, v.lease)
+		} else if v.state == Scrubbing {
+			return res, fmt.Errorf("carve PF %s: %w: VF %d (%s) is being scrubbed; try again", p.id(), ErrUnavailable, i, v.vf.Addr)
 		} else if v.vf.Driver != "" && !r.DryRun {
 			return res, fmt.Errorf("carve PF %s: %w: VF %d (%s) is bound to %s, and not by a lease; unbind it first", p.id(), ErrConflict, i, v.vf.Addr, v.vf.Driver)
 		}

@@ -170,7 +170,9 @@ func lendable(p *pfState, i int) error {
 	id := p.functionID(i)
 	switch {
 	case v.state == Quarantined:
-		return fmt.Errorf("function %s: %w: %s", id, ErrQuarantined, v.reason)
+		return fmt.Errorf("function %s: %w: %s; see to it, then vfbroker quarantine clear %s", id, ErrQuarantined, v.reason, id)
+	case v.state == Scrubbing && v.lease == "":
+		return fmt.Errorf("function %s: %w: it is being scrubbed; try again", id, ErrNoCapacity)
 	case v.lease != "":
 		return fmt.Errorf("function %s: %w: lease %s holds it", id, ErrNoCapacity, v.lease)
 	case v.gone:

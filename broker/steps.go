@@ -161,20 +161,32 @@ func (d *driver) undo(ctx context.Context, l *Lease, s StepName) (observation, e
 		err = hv.Prepare(ctx, l.function(), l.Plan.Found)
 	case StepReset:
 		b.setFunctionState(l.Function, Scrubbing)
-		d.scrub.Before, _ = b.readAttributes(ctx, l.Function) // evidence; what counts is read back after
-		if d.scrub.Method, err = sriov.Reset(ctx, b.fs, l.Addr); err == nil {
+		if err = b.scrub(ctx, l, s, &d.scrub); err == nil {
 			return observation{is: asFree}, nil
 		}
 	case StepAttributes:
-		if d.scrub.Unsupported, err = b.writeAttributes(ctx, l.Function, sriov.DefaultAttrs()); err == nil {
+		if err = b.scrub(ctx, l, s, &d.scrub); err == nil {
 			l.Unsupported = d.scrub.Unsupported
-			d.scrub.After, err = b.readAttributes(ctx, l.Function)
-			if errors.Is(err, sriov.ErrNotReadable) {
-				d.scrub.NotReadBack, err = true, nil
-			}
 		}
 	}
 	return observation{}, err
+}
+
+// scrub does one of the two steps that clear a function, and keeps the evidence.
+func (b *Broker) scrub(ctx context.Context, l *Lease, s StepName, evidence *ScrubRecord) (err error) {
+	if s == StepReset {
+		evidence.Before, _ = b.readAttributes(ctx, l.Function) // what counts is read back after
+		evidence.Method, err = sriov.Reset(ctx, b.fs, l.Addr)
+		return err
+	}
+	if evidence.Unsupported, err = b.writeAttributes(ctx, l.Function, sriov.DefaultAttrs()); err != nil {
+		return err
+	}
+	evidence.After, err = b.readAttributes(ctx, l.Function)
+	if errors.Is(err, sriov.ErrNotReadable) {
+		evidence.NotReadBack, err = true, nil
+	}
+	return err
 }
 
 // function is the lease's function as a hypervisor needs to know it.

@@ -150,11 +150,16 @@ func (p *pfState) view() PFView {
 	v := PFView{PF: p.pf, ID: p.record.ID, Aliases: slices.Clone(p.record.Aliases), Managed: p.policy != nil, Present: p.present}
 	v.VFs = make([]VFView, len(p.vfs))
 	for i := range p.vfs {
-		s := &p.vfs[i]
-		v.VFs[i] = VFView{VF: s.vf, ID: p.functionID(i), State: s.state, Lease: s.lease, Reason: s.reason}
-		if err := lendable(p, i); err != nil && s.state == Free {
-			v.VFs[i].Reason = err.Error()
-		}
+		v.VFs[i] = p.vfView(i)
+	}
+	return v
+}
+
+func (p *pfState) vfView(i int) VFView {
+	s := &p.vfs[i]
+	v := VFView{VF: s.vf, ID: p.functionID(i), State: s.state, Lease: s.lease, Reason: s.reason}
+	if err := lendable(p, i); err != nil && s.state == Free {
+		v.Reason = err.Error()
 	}
 	return v
 }

@@ -1,0 +1,124 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"vfbroker/iommu"
+	"vfbroker/sriov"
+)
+
+// Clear takes a function out of quarantine, by a scrub that succeeds: unbound
+// from our drivers, reset, cleared, read back. Whatever fails keeps it there, with the new
+// reason. ErrConflict: it is not quarantined. Administrators only.
+func (b *Broker) Clear(ctx context.Context, c Caller, function string) (VFView, error) {
+	if !c.Admin {
+		return VFView{}, fmt.Errorf("clear function %.80q: %w: only root may", function, ErrDenied)
+	}
+	id, lease, err := b.takeQuarantined(function)
+	if err != nil {
+		return VFView{}, err
+	}
+	// What was begun is finished, whoever waits for it.
+	record, err := b.scrubAgain(context.WithoutCancel(ctx), id, lease)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p, v := b.inv.function(id)
+	b.inv.records[id] = record
+	if v == nil {
+		return VFView{}, errors.Join(err, fmt.Errorf("clear function %s: %w: it has gone from the host", id, ErrNotFound))
+	}
+	v.become(record)
+	if err != nil {
+		return p.vfView(id.Index), fmt.Errorf("clear function %s: %w: %w; it stays in quarantine", id, ErrQuarantined, err)
+	}
+	return p.vfView(id.Index), nil
+}
+
+// takeQuarantined finds a quarantined function and marks it as being scrubbed, so that nobody else does.
+func (b *Broker) takeQuarantined(function string) (FunctionID, Lease, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p, i, err := resolve(&b.inv, function)
+	if err != nil {
+		return FunctionID{}, Lease{}, err
+	}
+	v := &p.vfs[i]
+	id := p.functionID(i)
+	switch {
+	case p.policy == nil:
+		return id, Lease{}, fmt.Errorf("clear function %s: %w: its PF is not on the allow-list", id, ErrDenied)
+	case p.carving:
+		return id, Lease{}, fmt.Errorf("clear function %s: %w: its PF is being carved", id, ErrUnavailable)
+	case v.state != Quarantined:
+		return id, Lease{}, fmt.Errorf("clear function %s: %w: it is %s, not quarantined", id, ErrConflict, v.state)
+	case v.vf.Driver != "" && !b.oursToBind(v.vf.Driver):
+		return id, Lease{}, fmt.Errorf("clear function %s: %w: it is bound to %s, and not by a lease; unbind it first", id, ErrDenied, v.vf.Driver)
+	}
+	v.state = Scrubbing
+	// The scrub of a lease that has ended: there is no guest, and nothing is to be restored but "unbound".
+	return id, Lease{State: Releasing, Function: id, Addr: v.vf.Addr, PFAddr: p.pf.Addr}, nil
+}
+
+// oursToBind says whether a driver is one that a hypervisor of ours binds functions to.
+func (b *Broker) oursToBind(driver string) bool {
+	for _, hv := range b.hvs {
+		if hv.Capabilities().Driver == driver {
+			return true
+		}
+	}
+	return false
+}
+
+// scrubAgain goes through the last steps of a release and makes the outcome durable.
+func (b *Broker) scrubAgain(ctx context.Context, id FunctionID, l Lease) (FunctionRecord, error) {
+	ctx, cancel := context.WithTimeout(ctx, b.limits.Step)
+	defer cancel()
+	b.mu.Lock()
+	record := b.inv.recordOf(id)
+	b.mu.Unlock()
+	var scrub ScrubRecord
+	err := iommu.Unbind(ctx, b.fs, l.Addr)
+	for _, step := range []StepName{StepReset, StepAttributes} {
+		if err == nil {
+			err = b.scrub(ctx, &l, step, &scrub)
+		}
+	}
+	if err == nil && !scrub.NotReadBack {
+		if diff := sriov.DefaultAttrs().Diff(scrub.After, scrub.Unsupported...); len(diff) > 0 {
+			err = fmt.Errorf("its %v are not the defaults after they were cleared", diff)
+		}
+	}
+	b.refreshFunction(id)
+	cleared := record
+	scrub.Time = time.Now()
+	cleared.Quarantined, cleared.Scrub = "", &scrub
+	if err != nil {
+		cleared.Quarantined, cleared.Scrub = err.Error(), nil
+	}
+	if commitErr := b.store.Commit(ctx, Batch{Functions: []FunctionRecord{cleared}}); commitErr != nil {
+		return record, errors.Join(err, commitErr) // as it was: the journal does not know of the scrub
+	}
+	return cleared, err
+}
+
+// Quarantined lists the functions in quarantine, by PF and index. Administrators only.
+func (b *Broker) Quarantined(c Caller) ([]VFView, error) {
+	if !c.Admin {
+		return nil, fmt.Errorf("list quarantine: %w: only root may", ErrDenied)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var views []VFView
+	for _, p := range b.inv.pfs {
+		for i := range p.vfs {
+			if p.vfs[i].state == Quarantined {
+				views = append(views, p.vfView(i))
+			}
+		}
+	}
+	return slices.Clip(views), nil
+}
