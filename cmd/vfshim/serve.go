@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -30,7 +32,7 @@ trips from this guest, which changes addresses and loads the network: not for gu
 			if err != nil {
 				return err
 			}
-			ln, err := listener(listen, port)
+			ln, err := listener(cmd.Context(), listen, port)
 			if err != nil {
 				return err
 			}
@@ -48,7 +50,7 @@ trips from this guest, which changes addresses and loads the network: not for gu
 }
 
 // listener listens where the flags say.
-func listener(listen string, port uint32) (net.Listener, error) {
+func listener(ctx context.Context, listen string, port uint32) (net.Listener, error) {
 	path, unix := strings.CutPrefix(listen, "unix:")
 	switch {
 	case listen == "vsock":
@@ -56,9 +58,12 @@ func listener(listen string, port uint32) (net.Listener, error) {
 	case !unix || path == "":
 		return nil, usagef("read flags: --listen %q is neither vsock nor unix:PATH", listen)
 	}
-	mask := syscall.Umask(0o177) // the socket is its owner's only
-	ln, err := net.Listen("unix", path)
-	syscall.Umask(mask)
+	// The mode that the socket has before it is bound is its file's.
+	config := net.ListenConfig{Control: func(_, _ string, conn syscall.RawConn) (err error) {
+		failed := conn.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), 0o600) })
+		return cmp.Or(failed, err)
+	}}
+	ln, err := config.Listen(ctx, "unix", path)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, fmt.Errorf("listen on %s: %w: remove it if no shim runs there", path, syscall.EADDRINUSE)
 	}
