@@ -85,8 +85,10 @@ func address(want NetSetup) *netlink.Addr {
 }
 
 // moderate sets the interrupt moderation (ETHTOOL_SCOALESCE, include/uapi/linux/ethtool.h)
-// and reads it back. A driver that has none is no error: the result is nil, with a note.
-// A driver may set less exactly than asked: igbvf's least is 1 µs.
+// and reads it back. The interface must be up: igbvf goes back to its default when it is
+// brought up, and reads back what was set before all the same, so it is set whatever was found.
+// A driver that has none is no error: the result is nil, with a note. A driver may
+// set less exactly than asked: igbvf's least is 1 µs.
 func moderate(netdev string, want *int) (usecs *int, note string, err error) {
 	tool, err := ethtool.NewEthtool()
 	if err != nil {
@@ -100,7 +102,7 @@ func moderate(netdev string, want *int) (usecs *int, note string, err error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("read interrupt moderation: %w", err)
 	}
-	if want != nil && found.RxCoalesceUsecs != uint32(*want) {
+	if want != nil {
 		found.RxCoalesceUsecs = uint32(*want)
 		_, err = tool.SetCoalesce(netdev, found)
 		if errors.Is(err, unix.EOPNOTSUPP) {
