@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"vfbroker/broker"
@@ -15,6 +16,10 @@ import (
 // nodeWait is how long the device node of a group may take after the bind; it
 // is the kernel's devtmpfs that makes it.
 const nodeWait = 10 * time.Second
+
+// closeWait is how long a process may take to close a function that its guest
+// has let go of. QEMU does that before it says so.
+const closeWait = 2 * time.Second
 
 // Isolated says whether the IOMMU keeps the function apart from all others.
 func (h *Hypervisor) Isolated(_ context.Context, f broker.Function) error {
@@ -63,7 +68,7 @@ func (h *Hypervisor) prepare(ctx context.Context, addr pci.Addr, want broker.Set
 		return err
 	}
 	if now.Driver == driver && want.Driver != driver && now.UID >= 0 {
-		if err := h.giveNode(ctx, addr, 0, 0); err != nil {
+		if err := h.takeNode(ctx, addr); err != nil {
 			return err
 		}
 	}
@@ -74,6 +79,27 @@ func (h *Hypervisor) prepare(ctx context.Context, addr pci.Addr, want broker.Set
 		return nil
 	}
 	return h.giveNode(ctx, addr, want.UID, want.GID)
+}
+
+// takeNode takes the device node back from the guest's user, once no process
+// has it open: unbinding a function that is open would block in the kernel until it is closed.
+// A group can be opened once (drivers/vfio/group.c vfio_group_fops_open), so that trying to tells.
+func (h *Hypervisor) takeNode(ctx context.Context, addr pci.Addr) error {
+	group, err := iommu.GroupOf(h.fs, addr)
+	if err != nil {
+		return err
+	}
+	node := iommu.Node(group)
+	closing, cancel := context.WithTimeout(ctx, closeWait)
+	defer cancel()
+	err = sysfs.Wait(closing, func() (bool, error) {
+		_, err := h.fs.ReadFile(node)
+		return !errors.Is(err, syscall.EBUSY), nil
+	})
+	if err != nil {
+		return fmt.Errorf("take function %s from vfio-pci: a process has %s open: end it, or detach the function from it", addr, node)
+	}
+	return h.giveNode(ctx, addr, 0, 0)
 }
 
 func (h *Hypervisor) giveNode(ctx context.Context, addr pci.Addr, uid, gid int) error {

@@ -62,6 +62,16 @@ func prepare(t *testing.T, s *scene) {
 	refused(t, "prepare an absent function", err, broker.ErrNotFound, absent.Addr.String())
 }
 
+// prepareInUse never takes a function from under a live guest.
+func prepareInUse(t *testing.T, s *scene) {
+	f := s.Functions[0]
+	slot := s.attach(t, f, s.lease())
+	err := s.Hypervisor.Prepare(s.ctx, f, s.found[f.ID])
+	refused(t, "restore a function that a guest holds", err, broker.ErrUnavailable, f.Addr.String())
+	s.isSet(t, f, s.want())
+	s.holds(t, map[broker.Slot]pci.Addr{slot: f.Addr})
+}
+
 func attachTwice(t *testing.T, s *scene) {
 	lease := s.lease()
 	slot := s.attach(t, s.Functions[0], lease)

@@ -47,6 +47,7 @@ func Run(t *testing.T, open func(t *testing.T) *Fixture, without ...string) {
 		{"Lookup", lookup},
 		{"LookupPaused", lookupPaused},
 		{"Prepare", prepare},
+		{"PrepareInUse", prepareInUse},
 		{"AttachTwice", attachTwice},
 		{"AttachOther", attachOther},
 		{"AttachTogether", attachTogether},

@@ -3,7 +3,11 @@ package hvsuite
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
+	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -12,6 +16,7 @@ import (
 	"vfbroker/iommu"
 	"vfbroker/sriov"
 	"vfbroker/sriov/pci"
+	"vfbroker/sriov/sysfs"
 	"vfbroker/test/fakehost"
 	"vfbroker/test/hvsuite/qmpfake"
 )
@@ -55,11 +60,30 @@ func NewScripted(t testing.TB, cfg qmpfake.Config) *Scripted {
 // keeps its connection: see Guest.Drop.
 func (s *Scripted) Renew(t testing.TB) {
 	t.Helper()
-	fs, err := qmpfake.WithProcesses(s.Host)
+	tree, err := qmpfake.WithProcesses(s.Host)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.KVM = kvm.New(fs, s.config, nil)
+	s.KVM = kvm.New(vfioNodes{tree, s}, s.config, nil)
+}
+
+// vfioNodes adds to a host in memory that a group can be opened once, and not read.
+type vfioNodes struct {
+	sysfs.FS
+	s *Scripted
+}
+
+func (v vfioNodes) ReadFile(name string) ([]byte, error) {
+	number, ok := strings.CutPrefix(name, "/dev/vfio/")
+	if !ok {
+		return v.FS.ReadFile(name)
+	}
+	for _, d := range v.s.Guest.Devices() {
+		if group, err := iommu.GroupOf(v.s.Host, d.Host); err == nil && strconv.Itoa(group) == number {
+			return nil, &fs.PathError{Op: "open", Path: name, Err: syscall.EBUSY}
+		}
+	}
+	return nil, &fs.PathError{Op: "read", Path: name, Err: syscall.EINVAL}
 }
 
 func (s *Scripted) config(id broker.GuestID) (broker.GuestConfig, error) {
