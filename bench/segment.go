@@ -124,7 +124,7 @@ func (h *host) open(ctx context.Context) error {
 	if h.end, err = nicUp(h.nic, "host", prefix(vfNative).String()); err != nil {
 		return err
 	}
-	if h.dir, err = os.MkdirTemp("/run", "vfbench-native-"); err != nil {
+	if h.dir, err = os.MkdirTemp("/run", fmt.Sprintf("vfbench-%d-native-", os.Getpid())); err != nil {
 		return err
 	}
 	socket := filepath.Join(h.dir, "client.sock")

@@ -37,6 +37,9 @@ func (r *Result) conditions() string {
 }
 
 func (r *Result) writeLatency(w io.Writer) {
+	if len(r.sizes()) == 0 {
+		return
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "path\tbytes\tblocks\trounds\tlost\tp50 µs\tinterval\tp99 µs\tinterval\tmin µs\tmax µs\tsaved\t")
 	for _, bytes := range r.sizes() {

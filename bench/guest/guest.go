@@ -142,7 +142,8 @@ func setDefault[T comparable](field *T, value T) {
 
 func (g *Guest) boot(ctx context.Context) error {
 	var err error
-	if g.dir, err = os.MkdirTemp("/run", "vfbench-"+g.cfg.ID+"-"); err != nil {
+	sweep()
+	if g.dir, err = os.MkdirTemp("/run", fmt.Sprintf("%s%d-%s-", dirPrefix, os.Getpid(), g.cfg.ID)); err != nil {
 		return err
 	}
 	if err := g.chown(); err != nil {
@@ -162,6 +163,21 @@ func (g *Guest) boot(ctx context.Context) error {
 		return fmt.Errorf("%w%s", err, g.lastWords())
 	}
 	return g.announce()
+}
+
+// dirPrefix, the process and the guest's id make the name of a guest's directory.
+const dirPrefix = "vfbench-"
+
+// sweep removes the directories of processes that were killed: plain files are
+// all that a killed process leaves.
+func sweep() {
+	dirs, _ := filepath.Glob("/run/" + dirPrefix + "[0-9]*-*") // the pattern is right
+	for _, dir := range dirs {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), dirPrefix), "-")
+		if _, err := os.Stat("/proc/" + pid); errors.Is(err, os.ErrNotExist) {
+			os.RemoveAll(dir)
+		}
+	}
 }
 
 // chown gives the guest's directory to the user that QEMU runs as.

@@ -142,7 +142,7 @@ func TestBrokenGuest(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "QEMU ended") || !strings.Contains(err.Error(), "--- qemu.log ---") {
 		t.Errorf("error %v, want that QEMU ended, with what it said", err)
 	}
-	if left, err := filepath.Glob("/run/vfbench-labtest-*"); err != nil || len(left) > 0 {
+	if left, err := filepath.Glob("/run/vfbench-*-labtest-*"); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
@@ -191,12 +191,9 @@ func TestKilled(t *testing.T) {
 	if err != nil {
 		t.Errorf("the NIC did not come back: %v", err)
 	}
-	left, err := filepath.Glob("/run/vfbench-killed-*")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, dir := range left { // plain files are all that a SIGKILL leaves
-		os.RemoveAll(dir)
+	sweep()
+	if left, err := filepath.Glob("/run/vfbench-*-killed-*"); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 

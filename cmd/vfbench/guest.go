@@ -20,7 +20,7 @@ func newGuest() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "guest",
 		Short: "boot a throw-away guest for the broker and keep it until Ctrl-C",
-		Args:  cobra.NoArgs,
+		Args:  args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			ctx := cmd.Context()
 			if uplink != "" {

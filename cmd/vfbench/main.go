@@ -53,6 +53,8 @@ a tap, a bridge and an uplink), and what each message costs the host.
 
 Exit status: 0, 1 it did not work, or a path that was asked for could not be measured, 2 wrong command line,
 130 interrupted; whatever was made is taken down first.`,
+		Args:          args(cobra.NoArgs),
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -60,6 +62,16 @@ Exit status: 0, 1 it did not work, or a path that was asked for could not be mea
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.AddCommand(newRun(), newReport(), newGuest(), newServe(), newClient())
 	return root
+}
+
+// args has a wrong number of arguments be a mistake in the command line.
+func args(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, given []string) error {
+		if err := check(cmd, given); err != nil {
+			return fmt.Errorf("%w: %w", errUsage, err)
+		}
+		return nil
+	}
 }
 
 // progress says on stderr what is being done.

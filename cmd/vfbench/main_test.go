@@ -27,6 +27,9 @@ func vfbench(t *testing.T, args ...string) (stdout string, err error) {
 func TestUsage(t *testing.T) {
 	t.Parallel()
 	for name, args := range map[string][]string{
+		"no PF":              {"run"},
+		"no such command":    {"measure"},
+		"no result":          {"report"},
 		"unknown flag":       {"run", "--no-such-flag"},
 		"unknown path":       {"run", "--pf", "eth0", "--paths", "native,wireless"},
 		"load without parts": {"run", "--pf", "eth0", "--loads", "64"},

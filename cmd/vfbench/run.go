@@ -31,8 +31,11 @@ The native path takes the last free VF of the PF, which is bound to its kernel d
 broker never lends a VF that somebody else has bound.
 
 Run it as root, with the broker's daemon running and the PF carved.`,
-		Args: cobra.NoArgs,
+		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cfg.PF == "" {
+				return fmt.Errorf("%w: --pf is missing: the PF whose VFs are measured", errUsage)
+			}
 			var err error
 			if cfg.Paths, err = parsePaths(paths); err != nil {
 				return err
@@ -58,11 +61,6 @@ Run it as root, with the broker's daemon running and the PF carved.`,
 	f.StringVar(&out, "json", "", "write the result to this file")
 	f.StringVar(&html, "html", "", "write the report as a page to this file")
 	addGuestFlags(f, &cfg.Guest)
-	for _, name := range []string{"pf"} {
-		if err := cmd.MarkFlagRequired(name); err != nil {
-			panic(err) // the flag is defined above
-		}
-	}
 	return cmd
 }
 
@@ -121,13 +119,16 @@ func formatLoads(loads []bench.Load) []string {
 
 // missing is an error when a path that was asked for was not measured.
 func missing(r *bench.Result, asked []bench.PathName) error {
-	var errs []error
+	var reasons []string
 	for _, name := range asked {
 		if p := r.Path(name); p.Missing != "" {
-			errs = append(errs, fmt.Errorf("measure %s: %s", name, p.Missing))
+			reasons = append(reasons, fmt.Sprintf("%s: %s", name, p.Missing))
 		}
 	}
-	return errors.Join(errs...)
+	if len(reasons) == 0 {
+		return nil
+	}
+	return fmt.Errorf("not measured: %s", strings.Join(reasons, "; "))
 }
 
 // write writes the result in the forms that are wanted, the table to out.

@@ -23,7 +23,7 @@ func newServe() *cobra.Command {
 		Short: "be the far end: send every UDP datagram back",
 		Long: `Answers the rounds of vfbench run or vfshim from another host, or from a network
 namespace: ip netns exec NAME vfbench serve ADDRESS:PORT. It says "ready" when it listens.`,
-		Args: cobra.ExactArgs(1),
+		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			addr, err := netip.ParseAddrPort(args[0])
 			if err != nil {
@@ -48,7 +48,7 @@ func newClient() *cobra.Command {
 		Use:    "client SOCKET",
 		Short:  "be the near end of the native path",
 		Hidden: true,
-		Args:   cobra.ExactArgs(1),
+		Args:   args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			fs, err := sysfs.Open("/")
 			if err != nil {
