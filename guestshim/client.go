@@ -186,7 +186,7 @@ func (c *Client) send(ctx context.Context, op string, body any) (uint64, <-chan 
 // shimTimeout is how long the shim may take when the caller waits that long: a
 // little less, so that its reason arrives before the caller gives up.
 func shimTimeout(wait time.Duration) time.Duration {
-	return max(wait-min(wait/8, 500*time.Millisecond), time.Millisecond)
+	return max(wait-min(wait/8, 2*time.Second), time.Millisecond)
 }
 
 func (c *Client) writeFrame(until time.Time, req request) error {
