@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -83,7 +84,7 @@ func toStatus(err error) error {
 
 // Cause is the broker's error in the answer to a call, for clients in Go: it
 // keeps the text and wraps the same sentinel again, and so do gRPC's own errors of the
-// same meaning (no connection is ErrUnavailable). An error that is no gRPC status comes back as it is.
+// same meaning (no connection is ErrUnavailable and ErrNoAnswer). An error that is no gRPC status comes back as it is.
 func Cause(err error) error {
 	st, ok := status.FromError(err)
 	if err == nil || !ok {
@@ -102,7 +103,7 @@ func Cause(err error) error {
 	}
 	switch st.Code() { // said by gRPC itself
 	case codes.Unavailable:
-		return &remoteError{st.Message(), broker.ErrUnavailable}
+		return fmt.Errorf("%w: %w: %s", broker.ErrUnavailable, ErrNoAnswer, st.Message())
 	case codes.DeadlineExceeded:
 		return &remoteError{st.Message(), context.DeadlineExceeded}
 	case codes.Canceled:
@@ -114,6 +115,10 @@ func Cause(err error) error {
 	}
 	return &remoteError{st.Message(), nil}
 }
+
+// ErrNoAnswer says that the connection to the broker could not be made or broke:
+// whether what was asked for goes on is not known.
+var ErrNoAnswer = errors.New("no answer from the daemon")
 
 // remoteError is an error that the broker sent.
 type remoteError struct {

@@ -69,7 +69,6 @@ func NewServer(o Options) *Server {
 			grpc.MaxHeaderListSize(maxHeaders),
 			grpc.ConnectionTimeout(handshakeTimeout),
 			grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTimeout}),
-			grpc.WaitForHandlers(true),
 		),
 	}
 	pb.RegisterBrokerServer(s.grpc, &service{broker: o.Broker, describe: o.Describe, readOnly: o.ReadOnly})
@@ -83,8 +82,8 @@ func (s *Server) Serve(l net.Listener) error {
 	return s.grpc.Serve(listener{l, s.gate})
 }
 
-// Stop lets the calls under way finish until ctx ends, then cuts them off: the
-// work that they wait for goes on in the journal, not in the call.
+// Stop lets the calls under way finish until ctx ends, then cuts them off
+// without waiting for them: what they wait for is in the journal.
 func (s *Server) Stop(ctx context.Context) {
 	s.health.Shutdown() // ends Watch streams' waiting for a change, not the streams
 	done := make(chan struct{})

@@ -61,7 +61,7 @@ func (c *client) dial(ctx context.Context, _ string) (net.Conn, error) {
 // explain says why there is no daemon, where gRPC only says that there is none.
 func (c *client) explain(err error) error {
 	refused := c.refuse.Load()
-	if !errors.Is(err, broker.ErrUnavailable) || refused == nil {
+	if !errors.Is(err, rpc.ErrNoAnswer) || refused == nil {
 		return err
 	}
 	switch {
@@ -84,7 +84,10 @@ func requestID(given string) string {
 
 // waited says what has become of a call whose answer was not waited for.
 func waited(err error, verb, object, requestID string) error {
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+	switch {
+	case errors.Is(err, rpc.ErrNoAnswer):
+		return fmt.Errorf("%s %s: %w; it may have begun: see vfbroker leases, or repeat with --request-id %s", verb, object, err, requestID)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return fmt.Errorf("%s %s: %w; the daemon goes on with it: see vfbroker leases, or repeat with --request-id %s to get its result",
 			verb, object, err, requestID)
 	}

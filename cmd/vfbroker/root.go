@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"runtime/debug"
 	"slices"
@@ -55,6 +56,9 @@ func newRoot() *cobra.Command {
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	cmd.AddCommand(newInventory(&o), newCarve(&o), newAcquire(&o), newRelease(&o), newLeases(&o), newLease(&o),
 		newDoctor(&o), newVersion())
+	for _, c := range cmd.Commands() {
+		c.Long = strings.TrimSpace(cmp.Or(c.Long, c.Short) + "\n\n" + exitHelp())
+	}
 	return cmd
 }
 
