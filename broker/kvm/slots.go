@@ -1,0 +1,101 @@
+package kvm
+
+import (
+	"strings"
+
+	"vfbroker/broker"
+)
+
+// slotPrefix begins the device ids that broker.SlotOf gives.
+const slotPrefix = "vf-"
+
+// ours says whether a QEMU device id is one that Attach gives.
+func ours(id string) bool { return strings.HasPrefix(id, slotPrefix) }
+
+// slotState is what is known of a slot of ours.
+type slotState struct {
+	adding bool // device_add is under way
+	asked  bool // the guest was asked to let go and has not answered
+}
+
+// forget drops a slot that the guest no longer holds; the last one frees the monitor.
+func (h *Hypervisor) forget(l *line, s *session, slot broker.Slot) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(s.slots, slot)
+	s.deleted++
+	if l.session == s {
+		h.settle(l)
+	}
+}
+
+// answered notes that the guest is no longer asked for a slot ("" for any).
+func (h *Hypervisor) answered(s *session, slot broker.Slot) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, state := range s.slots {
+		if slot == "" || name == slot {
+			state.asked = false
+		}
+	}
+}
+
+// track makes sure that a slot is known to a session, so that the monitor stays
+// connected until the guest lets go of it, and changes what is known.
+func (h *Hypervisor) track(s *session, slot broker.Slot, change func(*slotState)) slotState {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	state := s.slots[slot]
+	if state == nil {
+		state = &slotState{}
+		s.slots[slot] = state
+	}
+	change(state)
+	return *state
+}
+
+// asked notes that the guest was asked for a slot, unless it let go already.
+func (h *Hypervisor) asked(s *session, slot broker.Slot) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if state := s.slots[slot]; state != nil {
+		state.asked = true
+	}
+}
+
+// untrack drops a slot that is not there.
+func (h *Hypervisor) untrack(s *session, slot broker.Slot) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(s.slots, slot)
+}
+
+// deletions counts the slots that the guest let go of in a session.
+func (h *Hypervisor) deletions(s *session) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return s.deleted
+}
+
+// retrack brings the slots of a session to what the guest was seen to hold,
+// unless it has let go of one since: then the list may be stale, and false is returned.
+func (h *Hypervisor) retrack(s *session, list []broker.Attachment, deletions int) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s.deleted != deletions {
+		return false
+	}
+	seen := map[broker.Slot]bool{}
+	for _, a := range list {
+		seen[a.Slot] = true
+		if ours(string(a.Slot)) && s.slots[a.Slot] == nil {
+			s.slots[a.Slot] = &slotState{}
+		}
+	}
+	for slot, state := range s.slots {
+		if !seen[slot] && !state.adding {
+			delete(s.slots, slot)
+		}
+	}
+	return true
+}
