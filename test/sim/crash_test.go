@@ -5,14 +5,10 @@ import (
 	"slices"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"vfbroker/broker"
 	"vfbroker/test/fakehost"
 )
-
-// settleLimit is how long, in virtual time, the world may take to come to rest.
-const settleLimit = 10 * time.Minute
 
 // scenario is what clients do, one call after the other; each is settled before the next.
 type scenario struct {

@@ -151,3 +151,6 @@ func (s *scheduler) settle(limit time.Duration, choose func([]*gate) (*gate, ver
 		}
 	}
 }
+
+// settleLimit is how long, in virtual time, the world may take to come to rest.
+const settleLimit = 10 * time.Minute
