@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -88,7 +89,12 @@ func newRunCommand(status *int) *cobra.Command {
 directory of the caller, and returns its exit status. The command finds
 VFLAB_LABEL, VFLAB_CLOCK, VFLAB_BOOT and OUT in its environment.
 ` + exitHelp,
-		Args: cobra.MinimumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("no command: write vflab run [flags] -- COMMAND [ARGUMENT...]")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o, err := f.resolve()
 			if err != nil {

@@ -191,7 +191,7 @@ func watchBootstrap(r io.Reader, progress func(string)) string {
 		line := strings.TrimSpace(scan.Text())
 		if stage, ok := strings.CutPrefix(line, "I: running --customize-hook"); ok && stage != "" {
 			progress("fetching kernels")
-		} else if stage, ok := strings.CutPrefix(line, "I: "); ok && strings.HasSuffix(stage, "...") {
+		} else if stage, ok := strings.CutPrefix(line, "I: "); ok && strings.HasSuffix(stage, "...") && !strings.Contains(stage, "received signal") {
 			progress(strings.TrimSuffix(stage, "..."))
 		}
 		if rank(line) > rank(reason) {

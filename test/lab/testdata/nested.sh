@@ -57,7 +57,7 @@ for i in br0 eth2 tap0; do ip link set $i up; done
 mkfifo /run/mon.in /run/mon.out
 qemu-system-x86_64 -M q35 -accel kvm -cpu host -m 512M -smp 1 -nodefaults -no-user-config -display none \
 	-kernel /lab/vmlinuz -initrd /lab/initrd.img \
-	-append "console=ttyS0 vflab.role=guest vflab.exec=$here/nested.sh vflab.modules=virtio_net,igbvf" \
+	-append "console=ttyS0 vflab.role=guest vflab.exec=$here/nested.sh vflab.modules=virtio_net,igbvf quiet" \
 	-fsdev local,id=root,path=/,security_model=none,readonly=on,multidevs=remap -device virtio-9p-pci,fsdev=root,mount_tag=root \
 	-netdev tap,id=n0,ifname=tap0,script=no,downscript=no,vhost=on -device virtio-net-pci,netdev=n0,mac=52:54:00:0c:00:01,romfile= \
 	-device pcie-root-port,id=hp0,chassis=10,slot=10 \
