@@ -32,7 +32,7 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 		"as":       as,
 		"daemon":   startDaemon,
 		"activate": activateDaemon,
-		"stop":     stopDaemon,
+		"end":      stopDaemon,
 		"crash":    crashDaemon,
 		"fixture":  fixture,
 		"scrape":   scrape,
@@ -202,7 +202,7 @@ func (d *daemon) await(want string) error {
 	}
 }
 
-// stopDaemon: stop NAME ends a daemon by SIGTERM. It must say that it is stopping and end with
+// stopDaemon: end NAME ends a daemon by SIGTERM. It must say that it is stopping and end with
 // exit code 0. What it said in its life is then in the file NAME.log.
 func stopDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	d := named(ts, neg, args)

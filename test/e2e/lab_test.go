@@ -222,7 +222,7 @@ func TestLabIdle(t *testing.T) {
 				}
 			}()
 			const window = 10 * time.Second
-			<-time.After(window) // it starts
+			<-time.After(window)        // it starts
 			if tc.name == "vfbrokerd" { // and has served somebody
 				if out, err := exec.Command("vfbroker", "--socket", dir+"/s", "leases").CombinedOutput(); err != nil {
 					t.Fatalf("%v: %s", err, out)
