@@ -57,13 +57,13 @@ func fixtureSize(t *testing.T, seed uint64, size int, p50, exits float64) Size {
 				rtts[i] += 40000 + int64(rng.IntN(60000))
 			}
 		}
-		span, rest := time.Duration(500*p50*1000), time.Millisecond
+		span, residual := time.Duration(500*p50*1000), time.Millisecond
 		blocks[b] = Measured{Sequence: b, RTTs: rtts,
 			Gross: Usage{Span: span, CPU: map[string]time.Duration{"vcpu": span / 3, "peer": span / 5, "vhost": span / 9},
-				Sampled: map[string]time.Duration{"softirq": span / 10, "guest": span / 5}, Rest: &rest,
+				Sampled: map[string]time.Duration{"softirq": span / 10, "guest": span / 5}, Residual: &residual,
 				Counts: map[string]int64{"exits": int64(500*exits) + 12, "irq_injections": int64(500*exits/2) + 3}},
 			Idle: Usage{Span: span, CPU: map[string]time.Duration{"vcpu": span / 90, "peer": span / 100, "vhost": 0},
-				Sampled: map[string]time.Duration{"softirq": 0, "guest": 0}, Rest: &rest,
+				Sampled: map[string]time.Duration{"softirq": 0, "guest": 0}, Residual: &residual,
 				Counts: map[string]int64{"exits": 12, "irq_injections": 3}},
 		}
 	}

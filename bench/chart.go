@@ -247,7 +247,7 @@ func sizesChart(r *Result) chart {
 // cpuChart draws what a message costs the host, by bucket, one bar a path.
 func cpuChart(r *Result) chart {
 	c := chart{ID: "cpu", Title: fmt.Sprintf("Host CPU per message, %d bytes, by bucket", SummaryBytes), Unit: "µs", Top: 12}
-	names := r.stack()
+	names := r.costs(CostCPU)
 	totals, largest := map[PathName]float64{}, 0.0
 	for _, p := range r.Paths {
 		for _, name := range names {
@@ -344,15 +344,6 @@ func netCost(p Path, name string) float64 {
 	s, _ := p.Size(SummaryBytes)
 	k, _ := s.Cost(name)
 	return max(0, k.Net.Value)
-}
-
-// stack are the CPU costs that add up to the whole.
-func (r *Result) stack() []string {
-	names := r.costs(CostCPU)
-	if a := r.Environment.IRQApart; a != nil && *a {
-		names = append(names, "softirq", "irq")
-	}
-	return names
 }
 
 // visible leaves out what never happens on any path; the table has it.

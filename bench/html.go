@@ -156,7 +156,7 @@ func notes() map[string]string {
 	return map[string]string{
 		"distribution": "Share of round trips that took no longer; each line upwards is another nine of the tail. Further left is better.",
 		"sizes":        "Dot: p50, with its value. Bar’s end: p99.",
-		"cpu":          "Time of threads, net of the idle background. Interrupts’ time is in the bucket that they fell into, unless the kernel accounts for it apart.",
+		"cpu":          "Net of the idle background. Where the kernel does not account for interrupts apart, their time is that of the threads they fell into.",
 		"events":       "Solid: net. Pale: the idle background of the same time.",
 	}
 }

@@ -86,7 +86,6 @@ type Environment struct {
 	GuestArgs   string `json:"guest_args,omitempty"`   // QEMU's command line
 	HaltPollNs  *int64 `json:"halt_poll_ns"`           // of the module kvm
 	ClockSource string `json:"clock_source,omitempty"` // the host kernel's
-	IRQApart    *bool  `json:"irq_time_apart"`         // whether interrupts' time is not in the threads' (CONFIG_IRQ_TIME_ACCOUNTING), as the figures show
 	Version     string `json:"version,omitempty"`      // of vfbench
 }
 
@@ -153,8 +152,8 @@ type CostKind string
 
 // The kinds of costs.
 const (
-	CostCPU     CostKind = "cpu_ns"         // of threads: exact, disjoint
-	CostSampled CostKind = "sampled_cpu_ns" // as the kernel's tick saw it: coarse, and part of the threads' unless interrupts are accounted apart
+	CostCPU     CostKind = "cpu_ns"         // disjoint
+	CostSampled CostKind = "sampled_cpu_ns" // as the kernel's tick saw it: coarse, and within the others
 	CostEvent   CostKind = "count"
 )
 
@@ -176,14 +175,12 @@ type Block struct {
 // Usage is what the host spent in a span of time.
 type Usage struct {
 	Span time.Duration            `json:"span_ns"`
-	CPU  map[string]time.Duration `json:"cpu_ns"` // of threads, by bucket
-	// Sampled is CPU time as the kernel's tick saw it, in its units (10 ms).
-	Sampled map[string]time.Duration `json:"sampled_cpu_ns"`
-	// Rest is what neither the idle loop nor a thread had of the span: the
-	// interrupts' time, if the kernel accounts for it apart. null: the idle time is not known.
-	Rest   *time.Duration   `json:"rest_ns"`
-	Counts map[string]int64 `json:"counts"`          // by event
-	Notes  []string         `json:"notes,omitempty"` // why something is unknown
+	CPU  map[string]time.Duration `json:"cpu_ns"` // by bucket: threads, and interrupts where the kernel accounts for them apart
+	// Sampled is CPU time within that of the buckets, as the kernel's tick saw it, in its units (10 ms).
+	Sampled  map[string]time.Duration `json:"sampled_cpu_ns"`
+	Residual *time.Duration           `json:"residual_ns"`     // of the span, that no bucket holds; null: the idle time is not known
+	Counts   map[string]int64         `json:"counts"`          // by event
+	Notes    []string                 `json:"notes,omitempty"` // why something is unknown
 }
 
 // Lease is the loan of the direct path's VF.

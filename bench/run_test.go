@@ -99,41 +99,19 @@ func TestRestoreOfUnboundVFWritesNothing(t *testing.T) {
 
 func TestSpent(t *testing.T) {
 	t.Parallel()
-	ms := time.Millisecond
+	ms, residual := time.Millisecond, 3*time.Millisecond
 	u := spent(hostcpu.Delta{
-		Span: 100 * ms, CPUs: 2,
+		Span: 100 * ms, CPUs: 2, Residual: &residual,
 		CPU: map[hostcpu.Bucket]time.Duration{hostcpu.Guest: 30 * ms, hostcpu.Exit: 11 * ms, hostcpu.Vhost: 7 * ms,
-			hostcpu.SoftIRQ: 10 * ms, hostcpu.Idle: 140 * ms, bucketSelf: 5 * ms, "steal": ms},
-		Counts: map[string]int64{"exits": 9, "NET_RX": 4},
+			hostcpu.Idle: 140 * ms, bucketSelf: 5 * ms, hostcpu.Steal: ms},
+		Sampled: map[hostcpu.Bucket]time.Duration{hostcpu.SoftIRQ: 10 * ms},
+		Counts:  map[string]int64{"exits": 9, "NET_RX": 4},
 	})
-	rest := 6 * ms
-	want := Usage{Span: 100 * ms, Rest: &rest, Counts: map[string]int64{"exits": 9},
+	want := Usage{Span: 100 * ms, Residual: &residual, Counts: map[string]int64{"exits": 9},
 		CPU:     map[string]time.Duration{"vcpu": 41 * ms, "vhost": 7 * ms},
 		Sampled: map[string]time.Duration{"guest": 30 * ms, "exit": 11 * ms, "softirq": 10 * ms}}
 	if diff := cmp.Diff(want, u); diff != "" {
 		t.Errorf("usage (-want +got):\n%s", diff)
-	}
-}
-
-func TestIRQApart(t *testing.T) {
-	t.Parallel()
-	paths := func(rest, softirq time.Duration) []Path {
-		return []Path{{Sizes: []Size{{Blocks: []Block{{Gross: Usage{Rest: &rest, Sampled: map[string]time.Duration{"softirq": softirq}}}}}}}}
-	}
-	for _, tt := range []struct {
-		name          string
-		rest, softirq time.Duration
-		want          string
-	}{
-		{"in the threads' time", 1, 100, "no"}, {"apart", 90, 100, "yes"}, {"no interrupt seen", 1, 0, "unknown"},
-	} {
-		got := "unknown"
-		if a := irqApart(paths(tt.rest, tt.softirq)); a != nil {
-			got = map[bool]string{true: "yes", false: "no"}[*a]
-		}
-		if got != tt.want {
-			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
-		}
 	}
 }
 

@@ -133,7 +133,7 @@ func appendCost(costs []Cost, blocks []Block, warmup int, name string, kind Cost
 // not in it come last.
 func inOrder[T any](m map[string]T) []string {
 	order := []string{bucketVCPU, "vhost", "qemu", string(bucketClient), string(bucketPeer), "other",
-		"guest", "exit", "softirq", "irq",
+		"softirq", "irq", "guest", "exit",
 		costExits, "halt_exits", "insn_emulation", "irq_exits", "io_exits", "mmio_exits", "irq_injections", "interrupts"}
 	rank := func(name string) int {
 		if i := slices.Index(order, name); i >= 0 {
@@ -167,7 +167,6 @@ func (r *Result) Summarise() {
 	s.DirectExits = r.summaryExits(Direct, "direct_exits_per_message")
 	s.BridgedExits = r.summaryExits(Bridged, "bridged_exits_per_message")
 	r.Summary = s
-	r.Environment.IRQApart = irqApart(r.Paths)
 	r.summariseSaved()
 	r.explain()
 }
@@ -178,9 +177,8 @@ func (r *Result) explain() {
 		is  bool
 		why string
 	}{
-		"environment.halt_poll_ns":   {r.Environment.HaltPollNs == nil, "the module kvm is not loaded"},
-		"environment.irq_time_apart": {r.Environment.IRQApart == nil, "the idle time is not known, or too few interrupts were seen"},
-		"lease":                      {r.Lease == nil, "the broker lent no VF in this run"},
+		"environment.halt_poll_ns": {r.Environment.HaltPollNs == nil, "the module kvm is not loaded"},
+		"lease":                    {r.Lease == nil, "the broker lent no VF in this run"},
 	} {
 		delete(r.Reasons, place)
 		if null.is {
@@ -258,7 +256,7 @@ func DefaultMethod() Method {
 	return Method{
 		Order:    "blocks of the paths interleaved, the order mirrored each time (ABBA); an idle block of the same length follows each",
 		Estimate: "Each figure is the median of the blocks' own; its interval is the 95 % bootstrap interval over blocks, with fewer than six blocks their range.",
-		Net:      "per message: counters over the block, less those over the idle block after it",
+		Net:      "counters over the block, with its request and its report, less those over the idle block after it, per message; the looks at the counters themselves are left out",
 	}
 }
 

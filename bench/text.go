@@ -85,16 +85,9 @@ func (r *Result) sizes() []int {
 
 // costKinds are the tables of costs, each with its heading.
 func (r *Result) costKinds() []costTable {
-	interrupts := "part of the times above, or apart: this host does not show which"
-	if a := r.Environment.IRQApart; a != nil {
-		interrupts = "part of the times above"
-		if *a {
-			interrupts = "softirq and irq in addition to the times above"
-		}
-	}
 	return []costTable{
-		{CostCPU, "CPU µs of the host's threads", true},
-		{CostSampled, "CPU µs as the tick saw it, coarse; " + interrupts, false},
+		{CostCPU, "CPU µs of the host", true},
+		{CostSampled, "Part of it, in CPU µs as the tick saw it, coarse", false},
 		{CostEvent, "KVM's exits and injections, and the host's device interrupts", false},
 	}
 }

@@ -25,13 +25,10 @@ const bucketVCPU = "vcpu"
 
 // spent is what the host spent between two looks.
 func spent(d hostcpu.Delta) Usage {
-	u := Usage{Span: d.Span, CPU: map[string]time.Duration{}, Sampled: map[string]time.Duration{}, Counts: map[string]int64{}, Notes: d.Notes}
-	rest := time.Duration(d.CPUs) * d.Span
+	u := Usage{Span: d.Span, CPU: map[string]time.Duration{}, Sampled: map[string]time.Duration{}, Residual: d.Residual,
+		Counts: map[string]int64{}, Notes: d.Notes}
 	for bucket, t := range d.CPU {
 		switch bucket {
-		case hostcpu.SoftIRQ, hostcpu.IRQ:
-			u.Sampled[string(bucket)] = t
-			continue
 		case hostcpu.Guest, hostcpu.Exit:
 			u.Sampled[string(bucket)] = t
 			u.CPU[bucketVCPU] += t
@@ -39,10 +36,9 @@ func spent(d hostcpu.Delta) Usage {
 		default:
 			u.CPU[string(bucket)] = t
 		}
-		rest -= t
 	}
-	if _, known := d.CPU[hostcpu.Idle]; known {
-		u.Rest = &rest
+	for bucket, t := range d.Sampled {
+		u.Sampled[string(bucket)] = t
 	}
 	for name, n := range d.Counts {
 		if slices.Contains(events, name) {
@@ -50,28 +46,6 @@ func spent(d hostcpu.Delta) Usage {
 		}
 	}
 	return u
-}
-
-// irqApart says whether the kernel keeps the time of interrupts out of the
-// threads' own: then the rest holds it. nil: nothing shows it.
-func irqApart(paths []Path) *bool {
-	var rest, interrupts time.Duration
-	for _, p := range paths {
-		for _, s := range p.Sizes {
-			for _, b := range s.Blocks {
-				if b.Gross.Rest == nil {
-					return nil
-				}
-				rest += *b.Gross.Rest
-				interrupts += b.Gross.Sampled[string(hostcpu.SoftIRQ)] + b.Gross.Sampled[string(hostcpu.IRQ)]
-			}
-		}
-	}
-	if interrupts == 0 {
-		return nil
-	}
-	apart := rest > interrupts/2
-	return &apart
 }
 
 // look takes a snapshot of the host for a path.
