@@ -40,7 +40,7 @@ func (h *Hypervisor) plug(ctx context.Context, s *session, f broker.Function, sl
 	held, err := s.function(ctx, devicePath(slot))
 	switch {
 	case err == nil && held == f.Addr:
-		h.track(s, slot, func(*slotState) {})
+		h.track(s, slot, func(st *slotState) { st.unsure = false })
 		return nil
 	case err == nil:
 		return fmt.Errorf("attach %s to guest %s: %w: slot %s holds %s", f.Addr, s.guest, broker.ErrConflict, slot, held)
@@ -60,7 +60,7 @@ func (h *Hypervisor) plug(ctx context.Context, s *session, f broker.Function, sl
 
 	// Tracked before the request, so that the monitor stays connected even if
 	// the reply comes too late.
-	h.track(s, slot, func(st *slotState) { st.adding = true })
+	h.track(s, slot, func(st *slotState) { st.unsure = false })
 	for _, p := range ports {
 		err = s.deviceAdd(ctx, f, slot, p)
 		if taken, lookErr := s.lostPort(ctx, p, err); lookErr != nil || !taken {
@@ -68,7 +68,7 @@ func (h *Hypervisor) plug(ctx context.Context, s *session, f broker.Function, sl
 		}
 	}
 	var refusal *qmpError
-	h.track(s, slot, func(st *slotState) { st.adding = false })
+	h.track(s, slot, func(st *slotState) { st.unsure = err != nil })
 	if errors.As(err, &refusal) {
 		h.untrack(s, slot)
 		return s.explainRefusal(f, err)
@@ -119,7 +119,7 @@ func (s *session) explainRefusal(f broker.Function, err error) error {
 // still busy with the port, it asks again until the context ends.
 func (h *Hypervisor) Detach(ctx context.Context, g broker.Guest, slot broker.Slot) error {
 	return h.useThis(ctx, g, func(s *session) error {
-		pending := h.track(s, slot, func(*slotState) {}).asked
+		before, known := h.track(s, slot, nil)
 		var busy error
 		err := sysfs.Wait(ctx, func() (bool, error) {
 			switch err := s.mon.call(ctx, "device_del", map[string]any{"id": slot}, nil); {
@@ -127,11 +127,13 @@ func (h *Hypervisor) Detach(ctx context.Context, g broker.Guest, slot broker.Slo
 				h.asked(s, slot)
 				return true, nil
 			case hasClass(err, classNotFound):
-				h.untrack(s, slot)
+				if !known { // else its event is still to come
+					h.untrack(s, slot)
+				}
 				return true, nil
 			case guestBusy(err):
 				busy = err
-				return pending, nil
+				return before.asked, nil
 			default:
 				return false, err
 			}

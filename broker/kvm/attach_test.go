@@ -184,6 +184,48 @@ func TestDetachBusy(t *testing.T) {
 	}
 }
 
+// QEMU forgets a device before it has closed the function. Whoever asks in
+// between must still get the event.
+func TestDetachLingers(t *testing.T) {
+	ctx, s := scripted(t, qmpfake.Config{})
+	g, slot := attach(ctx, t, s, s.VFs[0], "a")
+	events := s.KVM.Events(ctx)
+	s.Guest.SetAnswer(qmpfake.Linger)
+	for range 2 {
+		if err := s.KVM.Detach(ctx, g, slot); err != nil {
+			t.Fatal(err)
+		}
+		if held, err := s.KVM.Attached(ctx, g); err != nil || len(held) > 0 {
+			t.Fatalf("attached %v, error %v", held, err)
+		}
+	}
+	s.Guest.Finish()
+	if ev := <-events; ev != (broker.Event{Kind: broker.EventDetached, Guest: s.ID, Slot: slot}) {
+		t.Errorf("event %v", ev)
+	}
+	if err := s.Guest.Await(ctx, func() bool { return !s.Guest.Connected() }); err != nil {
+		t.Error(err)
+	}
+}
+
+// An attach that was never answered and never done is found out by the next look.
+func TestAttachUnanswered(t *testing.T) {
+	ctx, s := scripted(t, qmpfake.Config{})
+	g := s.Ready(ctx, t, s.VFs[0])
+	s.Guest.Script(on("device_add", qmpfake.Ignore))
+	_, err := s.KVM.Attach(soon(t, ctx), g, s.VFs[0], "a")
+	wantError(t, err, broker.ErrGuestNotReady, "g1", "device_add")
+	if !s.Guest.Connected() {
+		t.Error("the monitor was left while the guest may hold a slot")
+	}
+	if held, err := s.KVM.Attached(ctx, g); err != nil || len(held) > 0 {
+		t.Fatalf("attached %v, error %v", held, err)
+	}
+	if err := s.Guest.Await(ctx, func() bool { return !s.Guest.Connected() }); err != nil {
+		t.Errorf("the monitor is held for a slot that is not there: %v", err)
+	}
+}
+
 // A guest that reboots forgets what it was asked, and whoever waits must know.
 func TestReset(t *testing.T) {
 	ctx, s := scripted(t, qmpfake.Config{})

@@ -12,9 +12,10 @@ const slotPrefix = "vf-"
 // ours says whether a QEMU device id is one that Attach gives.
 func ours(id string) bool { return strings.HasPrefix(id, slotPrefix) }
 
-// slotState is what is known of a slot of ours.
+// slotState is what is known of a slot of ours. A slot that was seen ends with
+// an event, and only with that: QEMU forgets a device shortly before it has closed the function.
 type slotState struct {
-	adding bool // device_add is under way
+	unsure bool // no answer to device_add came, so it may not be there
 	asked  bool // the guest was asked to let go and has not answered
 }
 
@@ -41,17 +42,21 @@ func (h *Hypervisor) answered(s *session, slot broker.Slot) {
 }
 
 // track makes sure that a slot is known to a session, so that the monitor stays
-// connected until the guest lets go of it, and changes what is known.
-func (h *Hypervisor) track(s *session, slot broker.Slot, change func(*slotState)) slotState {
+// connected until the guest lets go of it, and changes what is known; nil: nothing. It
+// returns what was known before.
+func (h *Hypervisor) track(s *session, slot broker.Slot, change func(*slotState)) (before slotState, known bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	state := s.slots[slot]
-	if state == nil {
+	if known = state != nil; !known {
 		state = &slotState{}
 		s.slots[slot] = state
 	}
-	change(state)
-	return *state
+	before = *state
+	if change != nil {
+		change(state)
+	}
+	return before, known
 }
 
 // asked notes that the guest was asked for a slot, unless it let go already.
@@ -77,8 +82,9 @@ func (h *Hypervisor) deletions(s *session) int {
 	return s.deleted
 }
 
-// retrack brings the slots of a session to what the guest was seen to hold,
-// unless it has let go of one since: then the list may be stale, and false is returned.
+// retrack adds what the guest was seen to hold to the slots of a session, and
+// drops those that turn out never to have been there. When the guest has let go of one since, the
+// list may be stale, and false is returned.
 func (h *Hypervisor) retrack(s *session, list []broker.Attachment, deletions int) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -87,13 +93,18 @@ func (h *Hypervisor) retrack(s *session, list []broker.Attachment, deletions int
 	}
 	seen := map[broker.Slot]bool{}
 	for _, a := range list {
+		if !ours(string(a.Slot)) {
+			continue
+		}
 		seen[a.Slot] = true
-		if ours(string(a.Slot)) && s.slots[a.Slot] == nil {
+		if state := s.slots[a.Slot]; state != nil {
+			state.unsure = false
+		} else {
 			s.slots[a.Slot] = &slotState{}
 		}
 	}
 	for slot, state := range s.slots {
-		if !seen[slot] && !state.adding {
+		if state.unsure && !seen[slot] {
 			delete(s.slots, slot)
 		}
 	}

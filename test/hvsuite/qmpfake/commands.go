@@ -187,6 +187,9 @@ func (g *Guest) del(id string) object {
 		g.delete(d)
 	case Refuse:
 		g.refuse(d)
+	case Linger:
+		delete(g.devices, id)
+		g.leaving = append(g.leaving, d)
 	}
 	return result(object{})
 }

@@ -42,6 +42,7 @@ const (
 	Wait Answer = iota
 	LetGo
 	Refuse
+	Linger // lets go at once, and QEMU tells when Finish is called
 )
 
 // Port is a port that devices are plugged into.
@@ -73,6 +74,7 @@ type Guest struct {
 	busy    bool
 	ports   []Port
 	devices map[string]*Device
+	leaving []*Device // QEMU has forgotten them and not yet closed them
 	log     []Command
 	script  func(Command) Fault
 	frozen  chan struct{} // nil: not frozen; closed by Thaw
@@ -130,8 +132,8 @@ func (g *Guest) Restart() error {
 // Kill ends the guest's process as SIGKILL does: its socket stays in the file system.
 func (g *Guest) Kill() {
 	g.mu.Lock()
-	c, conn, devices := g.child, g.conn, g.devices
-	g.child, g.devices = nil, map[string]*Device{}
+	c, conn, devices, leaving := g.child, g.conn, g.devices, g.leaving
+	g.child, g.devices, g.leaving = nil, map[string]*Device{}, nil
 	g.thaw()
 	g.change()
 	g.mu.Unlock()
@@ -143,6 +145,9 @@ func (g *Guest) Kill() {
 		conn.Close()
 	}
 	for _, d := range devices {
+		g.close(d)
+	}
+	for _, d := range leaving {
 		g.close(d)
 	}
 	c.end()
@@ -266,6 +271,16 @@ func (g *Guest) Refuse(id string) error {
 	}
 	g.refuse(d)
 	return nil
+}
+
+// Finish lets QEMU close the devices that it has forgotten, and tell so.
+func (g *Guest) Finish() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, d := range g.leaving {
+		g.delete(d)
+	}
+	g.leaving = nil
 }
 
 // Eject makes the guest let go of a device on its own wish.
