@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"vfbroker/iommu"
@@ -103,22 +102,4 @@ func (b *Broker) scrubAgain(ctx context.Context, id FunctionID, l Lease) (Functi
 		return record, errors.Join(err, commitErr) // as it was: the journal does not know of the scrub
 	}
 	return cleared, err
-}
-
-// Quarantined lists the functions in quarantine, by PF and index. Administrators only.
-func (b *Broker) Quarantined(c Caller) ([]VFView, error) {
-	if !c.Admin {
-		return nil, fmt.Errorf("list quarantine: %w: only root may", ErrDenied)
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var views []VFView
-	for _, p := range b.inv.pfs {
-		for i := range p.vfs {
-			if p.vfs[i].state == Quarantined {
-				views = append(views, p.vfView(i))
-			}
-		}
-	}
-	return slices.Clip(views), nil
 }

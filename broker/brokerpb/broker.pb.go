@@ -989,6 +989,102 @@ func (x *ReleaseResponse) GetLease() *Lease {
 	return nil
 }
 
+type ClearRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Function      string                 `protobuf:"bytes,2,opt,name=function,proto3" json:"function,omitempty"` // "<pf>/<index>" or a VF's address
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClearRequest) Reset() {
+	*x = ClearRequest{}
+	mi := &file_broker_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClearRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClearRequest) ProtoMessage() {}
+
+func (x *ClearRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClearRequest.ProtoReflect.Descriptor instead.
+func (*ClearRequest) Descriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ClearRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ClearRequest) GetFunction() string {
+	if x != nil {
+		return x.Function
+	}
+	return ""
+}
+
+type ClearResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vf            *VF                    `protobuf:"bytes,1,opt,name=vf,proto3" json:"vf,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClearResponse) Reset() {
+	*x = ClearResponse{}
+	mi := &file_broker_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClearResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClearResponse) ProtoMessage() {}
+
+func (x *ClearResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClearResponse.ProtoReflect.Descriptor instead.
+func (*ClearResponse) Descriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ClearResponse) GetVf() *VF {
+	if x != nil {
+		return x.Vf
+	}
+	return nil
+}
+
 type GetLeaseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LeaseId       string                 `protobuf:"bytes,1,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
@@ -998,7 +1094,7 @@ type GetLeaseRequest struct {
 
 func (x *GetLeaseRequest) Reset() {
 	*x = GetLeaseRequest{}
-	mi := &file_broker_proto_msgTypes[10]
+	mi := &file_broker_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1106,7 @@ func (x *GetLeaseRequest) String() string {
 func (*GetLeaseRequest) ProtoMessage() {}
 
 func (x *GetLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[10]
+	mi := &file_broker_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1119,7 @@ func (x *GetLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLeaseRequest.ProtoReflect.Descriptor instead.
 func (*GetLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{10}
+	return file_broker_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetLeaseRequest) GetLeaseId() string {
@@ -1045,7 +1141,7 @@ type LeasesRequest struct {
 
 func (x *LeasesRequest) Reset() {
 	*x = LeasesRequest{}
-	mi := &file_broker_proto_msgTypes[11]
+	mi := &file_broker_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1153,7 @@ func (x *LeasesRequest) String() string {
 func (*LeasesRequest) ProtoMessage() {}
 
 func (x *LeasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[11]
+	mi := &file_broker_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1166,7 @@ func (x *LeasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeasesRequest.ProtoReflect.Descriptor instead.
 func (*LeasesRequest) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{11}
+	return file_broker_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LeasesRequest) GetPageSize() int32 {
@@ -1111,7 +1207,7 @@ type LeasesResponse struct {
 
 func (x *LeasesResponse) Reset() {
 	*x = LeasesResponse{}
-	mi := &file_broker_proto_msgTypes[12]
+	mi := &file_broker_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1123,7 +1219,7 @@ func (x *LeasesResponse) String() string {
 func (*LeasesResponse) ProtoMessage() {}
 
 func (x *LeasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[12]
+	mi := &file_broker_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1136,7 +1232,7 @@ func (x *LeasesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeasesResponse.ProtoReflect.Descriptor instead.
 func (*LeasesResponse) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{12}
+	return file_broker_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LeasesResponse) GetLeases() []*Lease {
@@ -1163,7 +1259,7 @@ type Generation struct {
 
 func (x *Generation) Reset() {
 	*x = Generation{}
-	mi := &file_broker_proto_msgTypes[13]
+	mi := &file_broker_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1271,7 @@ func (x *Generation) String() string {
 func (*Generation) ProtoMessage() {}
 
 func (x *Generation) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[13]
+	mi := &file_broker_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1284,7 @@ func (x *Generation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Generation.ProtoReflect.Descriptor instead.
 func (*Generation) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{13}
+	return file_broker_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Generation) GetEpoch() string {
@@ -1215,7 +1311,7 @@ type StepTime struct {
 
 func (x *StepTime) Reset() {
 	*x = StepTime{}
-	mi := &file_broker_proto_msgTypes[14]
+	mi := &file_broker_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1323,7 @@ func (x *StepTime) String() string {
 func (*StepTime) ProtoMessage() {}
 
 func (x *StepTime) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[14]
+	mi := &file_broker_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1336,7 @@ func (x *StepTime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepTime.ProtoReflect.Descriptor instead.
 func (*StepTime) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{14}
+	return file_broker_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StepTime) GetName() string {
@@ -1280,7 +1376,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_broker_proto_msgTypes[15]
+	mi := &file_broker_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1388,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[15]
+	mi := &file_broker_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1401,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{15}
+	return file_broker_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Lease) GetId() string {
@@ -1497,7 +1593,13 @@ const file_broker_proto_rawDesc = "" +
 	"generation\x18\x03 \x01(\v2\x17.vfbroker.v1.GenerationR\n" +
 	"generation\";\n" +
 	"\x0fReleaseResponse\x12(\n" +
-	"\x05lease\x18\x01 \x01(\v2\x12.vfbroker.v1.LeaseR\x05lease\",\n" +
+	"\x05lease\x18\x01 \x01(\v2\x12.vfbroker.v1.LeaseR\x05lease\"I\n" +
+	"\fClearRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1a\n" +
+	"\bfunction\x18\x02 \x01(\tR\bfunction\"0\n" +
+	"\rClearResponse\x12\x1f\n" +
+	"\x02vf\x18\x01 \x01(\v2\x0f.vfbroker.v1.VFR\x02vf\",\n" +
 	"\x0fGetLeaseRequest\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\tR\aleaseId\"s\n" +
 	"\rLeasesRequest\x12\x1b\n" +
@@ -1552,14 +1654,15 @@ const file_broker_proto_rawDesc = "" +
 	"\x12LEASE_STATE_ACTIVE\x10\x02\x12\x19\n" +
 	"\x15LEASE_STATE_RELEASING\x10\x03\x12\x14\n" +
 	"\x10LEASE_STATE_LOST\x10\x04\x12\x16\n" +
-	"\x12LEASE_STATE_CLOSED\x10\x052\xa1\x03\n" +
+	"\x12LEASE_STATE_CLOSED\x10\x052\xe1\x03\n" +
 	"\x06Broker\x12J\n" +
 	"\tInventory\x12\x1d.vfbroker.v1.InventoryRequest\x1a\x1e.vfbroker.v1.InventoryResponse\x12>\n" +
 	"\x05Carve\x12\x19.vfbroker.v1.CarveRequest\x1a\x1a.vfbroker.v1.CarveResponse\x12D\n" +
 	"\aAcquire\x12\x1b.vfbroker.v1.AcquireRequest\x1a\x1c.vfbroker.v1.AcquireResponse\x12D\n" +
 	"\aRelease\x12\x1b.vfbroker.v1.ReleaseRequest\x1a\x1c.vfbroker.v1.ReleaseResponse\x12<\n" +
 	"\bGetLease\x12\x1c.vfbroker.v1.GetLeaseRequest\x1a\x12.vfbroker.v1.Lease\x12A\n" +
-	"\x06Leases\x12\x1a.vfbroker.v1.LeasesRequest\x1a\x1b.vfbroker.v1.LeasesResponseB\x1aZ\x18vfbroker/broker/brokerpbb\x06proto3"
+	"\x06Leases\x12\x1a.vfbroker.v1.LeasesRequest\x1a\x1b.vfbroker.v1.LeasesResponse\x12>\n" +
+	"\x05Clear\x12\x19.vfbroker.v1.ClearRequest\x1a\x1a.vfbroker.v1.ClearResponseB\x1aZ\x18vfbroker/broker/brokerpbb\x06proto3"
 
 var (
 	file_broker_proto_rawDescOnce sync.Once
@@ -1574,7 +1677,7 @@ func file_broker_proto_rawDescGZIP() []byte {
 }
 
 var file_broker_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_broker_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_broker_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_broker_proto_goTypes = []any{
 	(FunctionState)(0),            // 0: vfbroker.v1.FunctionState
 	(ShimWish)(0),                 // 1: vfbroker.v1.ShimWish
@@ -1589,46 +1692,51 @@ var file_broker_proto_goTypes = []any{
 	(*AcquireResponse)(nil),       // 10: vfbroker.v1.AcquireResponse
 	(*ReleaseRequest)(nil),        // 11: vfbroker.v1.ReleaseRequest
 	(*ReleaseResponse)(nil),       // 12: vfbroker.v1.ReleaseResponse
-	(*GetLeaseRequest)(nil),       // 13: vfbroker.v1.GetLeaseRequest
-	(*LeasesRequest)(nil),         // 14: vfbroker.v1.LeasesRequest
-	(*LeasesResponse)(nil),        // 15: vfbroker.v1.LeasesResponse
-	(*Generation)(nil),            // 16: vfbroker.v1.Generation
-	(*StepTime)(nil),              // 17: vfbroker.v1.StepTime
-	(*Lease)(nil),                 // 18: vfbroker.v1.Lease
-	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*ClearRequest)(nil),          // 13: vfbroker.v1.ClearRequest
+	(*ClearResponse)(nil),         // 14: vfbroker.v1.ClearResponse
+	(*GetLeaseRequest)(nil),       // 15: vfbroker.v1.GetLeaseRequest
+	(*LeasesRequest)(nil),         // 16: vfbroker.v1.LeasesRequest
+	(*LeasesResponse)(nil),        // 17: vfbroker.v1.LeasesResponse
+	(*Generation)(nil),            // 18: vfbroker.v1.Generation
+	(*StepTime)(nil),              // 19: vfbroker.v1.StepTime
+	(*Lease)(nil),                 // 20: vfbroker.v1.Lease
+	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
 }
 var file_broker_proto_depIdxs = []int32{
 	5,  // 0: vfbroker.v1.InventoryResponse.pfs:type_name -> vfbroker.v1.PF
 	6,  // 1: vfbroker.v1.PF.vfs:type_name -> vfbroker.v1.VF
 	0,  // 2: vfbroker.v1.VF.state:type_name -> vfbroker.v1.FunctionState
 	1,  // 3: vfbroker.v1.AcquireRequest.shim:type_name -> vfbroker.v1.ShimWish
-	18, // 4: vfbroker.v1.AcquireResponse.lease:type_name -> vfbroker.v1.Lease
-	16, // 5: vfbroker.v1.ReleaseRequest.generation:type_name -> vfbroker.v1.Generation
-	18, // 6: vfbroker.v1.ReleaseResponse.lease:type_name -> vfbroker.v1.Lease
-	18, // 7: vfbroker.v1.LeasesResponse.leases:type_name -> vfbroker.v1.Lease
-	19, // 8: vfbroker.v1.StepTime.duration:type_name -> google.protobuf.Duration
-	16, // 9: vfbroker.v1.Lease.generation:type_name -> vfbroker.v1.Generation
-	2,  // 10: vfbroker.v1.Lease.state:type_name -> vfbroker.v1.LeaseState
-	20, // 11: vfbroker.v1.Lease.created:type_name -> google.protobuf.Timestamp
-	17, // 12: vfbroker.v1.Lease.steps:type_name -> vfbroker.v1.StepTime
-	3,  // 13: vfbroker.v1.Broker.Inventory:input_type -> vfbroker.v1.InventoryRequest
-	7,  // 14: vfbroker.v1.Broker.Carve:input_type -> vfbroker.v1.CarveRequest
-	9,  // 15: vfbroker.v1.Broker.Acquire:input_type -> vfbroker.v1.AcquireRequest
-	11, // 16: vfbroker.v1.Broker.Release:input_type -> vfbroker.v1.ReleaseRequest
-	13, // 17: vfbroker.v1.Broker.GetLease:input_type -> vfbroker.v1.GetLeaseRequest
-	14, // 18: vfbroker.v1.Broker.Leases:input_type -> vfbroker.v1.LeasesRequest
-	4,  // 19: vfbroker.v1.Broker.Inventory:output_type -> vfbroker.v1.InventoryResponse
-	8,  // 20: vfbroker.v1.Broker.Carve:output_type -> vfbroker.v1.CarveResponse
-	10, // 21: vfbroker.v1.Broker.Acquire:output_type -> vfbroker.v1.AcquireResponse
-	12, // 22: vfbroker.v1.Broker.Release:output_type -> vfbroker.v1.ReleaseResponse
-	18, // 23: vfbroker.v1.Broker.GetLease:output_type -> vfbroker.v1.Lease
-	15, // 24: vfbroker.v1.Broker.Leases:output_type -> vfbroker.v1.LeasesResponse
-	19, // [19:25] is the sub-list for method output_type
-	13, // [13:19] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	20, // 4: vfbroker.v1.AcquireResponse.lease:type_name -> vfbroker.v1.Lease
+	18, // 5: vfbroker.v1.ReleaseRequest.generation:type_name -> vfbroker.v1.Generation
+	20, // 6: vfbroker.v1.ReleaseResponse.lease:type_name -> vfbroker.v1.Lease
+	6,  // 7: vfbroker.v1.ClearResponse.vf:type_name -> vfbroker.v1.VF
+	20, // 8: vfbroker.v1.LeasesResponse.leases:type_name -> vfbroker.v1.Lease
+	21, // 9: vfbroker.v1.StepTime.duration:type_name -> google.protobuf.Duration
+	18, // 10: vfbroker.v1.Lease.generation:type_name -> vfbroker.v1.Generation
+	2,  // 11: vfbroker.v1.Lease.state:type_name -> vfbroker.v1.LeaseState
+	22, // 12: vfbroker.v1.Lease.created:type_name -> google.protobuf.Timestamp
+	19, // 13: vfbroker.v1.Lease.steps:type_name -> vfbroker.v1.StepTime
+	3,  // 14: vfbroker.v1.Broker.Inventory:input_type -> vfbroker.v1.InventoryRequest
+	7,  // 15: vfbroker.v1.Broker.Carve:input_type -> vfbroker.v1.CarveRequest
+	9,  // 16: vfbroker.v1.Broker.Acquire:input_type -> vfbroker.v1.AcquireRequest
+	11, // 17: vfbroker.v1.Broker.Release:input_type -> vfbroker.v1.ReleaseRequest
+	15, // 18: vfbroker.v1.Broker.GetLease:input_type -> vfbroker.v1.GetLeaseRequest
+	16, // 19: vfbroker.v1.Broker.Leases:input_type -> vfbroker.v1.LeasesRequest
+	13, // 20: vfbroker.v1.Broker.Clear:input_type -> vfbroker.v1.ClearRequest
+	4,  // 21: vfbroker.v1.Broker.Inventory:output_type -> vfbroker.v1.InventoryResponse
+	8,  // 22: vfbroker.v1.Broker.Carve:output_type -> vfbroker.v1.CarveResponse
+	10, // 23: vfbroker.v1.Broker.Acquire:output_type -> vfbroker.v1.AcquireResponse
+	12, // 24: vfbroker.v1.Broker.Release:output_type -> vfbroker.v1.ReleaseResponse
+	20, // 25: vfbroker.v1.Broker.GetLease:output_type -> vfbroker.v1.Lease
+	17, // 26: vfbroker.v1.Broker.Leases:output_type -> vfbroker.v1.LeasesResponse
+	14, // 27: vfbroker.v1.Broker.Clear:output_type -> vfbroker.v1.ClearResponse
+	21, // [21:28] is the sub-list for method output_type
+	14, // [14:21] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_broker_proto_init() }
@@ -1644,7 +1752,7 @@ func file_broker_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_proto_rawDesc), len(file_broker_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

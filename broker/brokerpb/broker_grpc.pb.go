@@ -29,6 +29,7 @@ const (
 	Broker_Release_FullMethodName   = "/vfbroker.v1.Broker/Release"
 	Broker_GetLease_FullMethodName  = "/vfbroker.v1.Broker/GetLease"
 	Broker_Leases_FullMethodName    = "/vfbroker.v1.Broker/Leases"
+	Broker_Clear_FullMethodName     = "/vfbroker.v1.Broker/Clear"
 )
 
 // BrokerClient is the client API for Broker service.
@@ -47,6 +48,8 @@ type BrokerClient interface {
 	GetLease(ctx context.Context, in *GetLeaseRequest, opts ...grpc.CallOption) (*Lease, error)
 	// Leases lists leases, newest first.
 	Leases(ctx context.Context, in *LeasesRequest, opts ...grpc.CallOption) (*LeasesResponse, error)
+	// Clear takes a VF out of quarantine, by a scrub that succeeds. Administrators only.
+	Clear(ctx context.Context, in *ClearRequest, opts ...grpc.CallOption) (*ClearResponse, error)
 }
 
 type brokerClient struct {
@@ -117,6 +120,16 @@ func (c *brokerClient) Leases(ctx context.Context, in *LeasesRequest, opts ...gr
 	return out, nil
 }
 
+func (c *brokerClient) Clear(ctx context.Context, in *ClearRequest, opts ...grpc.CallOption) (*ClearResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ClearResponse)
+	err := c.cc.Invoke(ctx, Broker_Clear_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // BrokerServer is the server API for Broker service.
 // All implementations must embed UnimplementedBrokerServer
 // for forward compatibility.
@@ -133,6 +146,8 @@ type BrokerServer interface {
 	GetLease(context.Context, *GetLeaseRequest) (*Lease, error)
 	// Leases lists leases, newest first.
 	Leases(context.Context, *LeasesRequest) (*LeasesResponse, error)
+	// Clear takes a VF out of quarantine, by a scrub that succeeds. Administrators only.
+	Clear(context.Context, *ClearRequest) (*ClearResponse, error)
 	mustEmbedUnimplementedBrokerServer()
 }
 
@@ -160,6 +175,9 @@ func (UnimplementedBrokerServer) GetLease(context.Context, *GetLeaseRequest) (*L
 }
 func (UnimplementedBrokerServer) Leases(context.Context, *LeasesRequest) (*LeasesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Leases not implemented")
+}
+func (UnimplementedBrokerServer) Clear(context.Context, *ClearRequest) (*ClearResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Clear not implemented")
 }
 func (UnimplementedBrokerServer) mustEmbedUnimplementedBrokerServer() {}
 func (UnimplementedBrokerServer) testEmbeddedByValue()                {}
@@ -290,6 +308,24 @@ func _Broker_Leases_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Broker_Clear_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ClearRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BrokerServer).Clear(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Broker_Clear_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BrokerServer).Clear(ctx, req.(*ClearRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Broker_ServiceDesc is the grpc.ServiceDesc for Broker service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -320,6 +356,10 @@ var Broker_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Leases",
 			Handler:    _Broker_Leases_Handler,
+		},
+		{
+			MethodName: "Clear",
+			Handler:    _Broker_Clear_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -37,6 +37,7 @@ var intLimits = map[protoreflect.Name]int64{
 // required are the fields that a request must have.
 var required = map[protoreflect.Name][]protoreflect.Name{
 	"CarveRequest":    {"request_id", "pf"},
+	"ClearRequest":    {"request_id", "function"},
 	"AcquireRequest":  {"request_id", "guest"},
 	"ReleaseRequest":  {"request_id", "lease_id", "generation"},
 	"Generation":      {"epoch", "counter"},

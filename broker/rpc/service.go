@@ -124,6 +124,21 @@ func (s *service) Release(ctx context.Context, r *pb.ReleaseRequest) (*pb.Releas
 	return &pb.ReleaseResponse{Lease: leaseProto(lease)}, nil
 }
 
+func (s *service) Clear(ctx context.Context, r *pb.ClearRequest) (*pb.ClearResponse, error) {
+	caller, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.mutable("clear function", r.Function); err != nil {
+		return nil, err
+	}
+	view, err := s.broker.Clear(ctx, caller, r.Function)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ClearResponse{Vf: vfProtos([]broker.VFView{view})[0]}, nil
+}
+
 func (s *service) GetLease(ctx context.Context, r *pb.GetLeaseRequest) (*pb.Lease, error) {
 	caller, err := callerOf(ctx)
 	if err != nil {

@@ -54,7 +54,7 @@ func newRoot() *cobra.Command {
 	p.StringVarP(&o.output, "output", "o", "table", strings.Join(formats, ", "))
 	p.DurationVar(&o.timeout, "timeout", 2*time.Minute, "how long to wait for the answer")
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
-	cmd.AddCommand(newInventory(&o), newCarve(&o), newAcquire(&o), newRelease(&o), newLeases(&o), newLease(&o),
+	cmd.AddCommand(newInventory(&o), newCarve(&o), newAcquire(&o), newRelease(&o), newLeases(&o), newLease(&o), newQuarantine(&o),
 		newDoctor(&o), newVersion())
 	for _, c := range cmd.Commands() {
 		c.Long = strings.TrimSpace(cmp.Or(c.Long, c.Short) + "\n\n" + exitHelp())

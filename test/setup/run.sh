@@ -103,6 +103,8 @@ test)
 	lab_level hypervisor test/hvsuite
 	lab_level shim guestshim
 	lab_level command-line test/e2e
+	lab_level hostcpu bench/hostcpu
+	lab_level guest bench/guest --kernel backports --clock deterministic
 	lab_level soak test/soak --kernel backports --clock deterministic
 	finish
 	;;
