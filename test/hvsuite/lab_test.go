@@ -63,11 +63,23 @@ func newLab(t *testing.T) *lab {
 	l.carve(t)
 	l.start(t)
 	t.Cleanup(func() {
+		l.lastWords(t)
 		if err := l.guest.Stop(); err != nil {
 			t.Error(err)
 		}
 	})
 	return l
+}
+
+// lastWords shows what QEMU and the guest's kernel said before a failure.
+func (l *lab) lastWords(t *testing.T) {
+	if !t.Failed() {
+		return
+	}
+	for _, name := range []string{"qemu.log", "console.log"} {
+		text, err := os.ReadFile(filepath.Join(filepath.Dir(l.guest.QMP()), name))
+		t.Logf("%s (%v): … %s", name, err, text[max(0, len(text)-6000):])
+	}
 }
 
 func (l *lab) config(id broker.GuestID) (broker.GuestConfig, error) {
