@@ -95,7 +95,7 @@ type Broker struct {
 	workers sync.WaitGroup
 
 	// mu guards what follows and is never held across I/O.
-	mu      sync.Mutex
+	mu      revisedMutex
 	counter uint64 // of generations
 	inv     inventory
 	leases  leaseTable

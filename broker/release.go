@@ -71,7 +71,7 @@ func (b *Broker) released(ctx context.Context, e *entry, waiting <-chan struct{}
 
 // owned finds a lease that the caller may act on. One that is somebody else's is denied.
 func (b *Broker) owned(c Caller, id LeaseID) (*entry, error) {
-	b.mu.Lock()
+	b.mu.look()
 	e := b.leases.byID[id]
 	var l Lease
 	if e != nil {
@@ -97,7 +97,7 @@ func (b *Broker) owns(c Caller, l Lease) bool {
 }
 
 func (b *Broker) copyOf(e *entry) Lease {
-	b.mu.Lock()
+	b.mu.look()
 	defer b.mu.Unlock()
 	return e.lease
 }

@@ -74,7 +74,7 @@ func (b *Broker) Leases(c Caller, f LeaseFilter, p Page) (leases []Lease, next s
 
 // leasesBefore returns up to size leases older than the token, newest first.
 func (b *Broker) leasesBefore(f LeaseFilter, token string, size int) (batch []Lease, more bool, err error) {
-	b.mu.Lock()
+	b.mu.look()
 	defer b.mu.Unlock()
 	end := len(b.leases.order)
 	if token != "" {
@@ -125,7 +125,7 @@ func (b *Broker) Inventory(c Caller, pf string, p Page) (views []PFView, next st
 	if err != nil {
 		return nil, "", err
 	}
-	b.mu.Lock()
+	b.mu.look()
 	defer b.mu.Unlock()
 	if pf != "" {
 		found := b.inv.find(pf)
@@ -172,7 +172,7 @@ type Stats struct {
 
 // Stats returns the counts of the moment.
 func (b *Broker) Stats() Stats {
-	b.mu.Lock()
+	b.mu.look()
 	defer b.mu.Unlock()
 	s := Stats{Functions: map[string]map[FunctionState]int{}, Leases: map[LeaseState]int{}}
 	for _, p := range b.inv.pfs {

@@ -17,25 +17,42 @@ import (
 )
 
 // BenchmarkList is one call through the unix socket that lists all 1 024 VFs of
-// a host, decoded at the client's end.
+// a host, decoded at the client's end: for somebody who asks again and again, and for
+// the first who asks after something may have changed.
 func BenchmarkList(b *testing.B) {
 	b.Run("1024", func(b *testing.B) {
 		client := serve(b, carvedHost(b, 8, 128))
 		b.ReportAllocs()
 		for b.Loop() {
-			reply, err := client.Inventory(b.Context(), &pb.InventoryRequest{})
-			if err != nil {
-				b.Fatal(err)
-			}
-			vfs := 0
-			for _, pf := range reply.Pfs {
-				vfs += len(pf.Vfs)
-			}
-			if vfs != 1024 || reply.NextPageToken != "" {
-				b.Fatalf("the list has %d VFs and a next page %q, want all 1024", vfs, reply.NextPageToken)
-			}
+			listAll(b, client, 1024)
 		}
 	})
+	b.Run("1024-changed", func(b *testing.B) {
+		client := serve(b, carvedHost(b, 8, 128))
+		b.ReportAllocs()
+		for b.Loop() {
+			b.StopTimer()
+			if _, err := client.Acquire(b.Context(), &pb.AcquireRequest{RequestId: "1", Guest: "stranger"}); err == nil {
+				b.Fatal("a guest that is not there got a function")
+			}
+			b.StartTimer()
+			listAll(b, client, 1024)
+		}
+	})
+}
+
+func listAll(b *testing.B, client pb.BrokerClient, want int) {
+	reply, err := client.Inventory(b.Context(), &pb.InventoryRequest{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	vfs := 0
+	for _, pf := range reply.Pfs {
+		vfs += len(pf.Vfs)
+	}
+	if vfs != want || reply.NextPageToken != "" {
+		b.Fatalf("the list has %d VFs and a next page %q, want all %d", vfs, reply.NextPageToken, want)
+	}
 }
 
 // carvedHost is a host whose VFs are bound to no driver, as carve leaves them.
@@ -62,6 +79,10 @@ type hostOnce struct{ sysfs.FS }
 // noAttributes are never asked for by a list.
 type noAttributes struct{ sriov.Attributes }
 
+func noGuests(broker.GuestID) (broker.GuestConfig, error) {
+	return broker.GuestConfig{}, broker.ErrNotFound
+}
+
 // serve starts a server on a real unix socket, whose broker has every PF of the host on its allow-list.
 func serve(b *testing.B, host *fakehost.Host) pb.BrokerClient {
 	b.Helper()
@@ -80,7 +101,7 @@ func serve(b *testing.B, host *fakehost.Host) pb.BrokerClient {
 		policy.PFs = append(policy.PFs, broker.PFPolicy{PF: pf.ID})
 	}
 	once := &hostOnce{host}
-	br, err := broker.Open(b.Context(), broker.Options{FS: once, Attributes: noAttributes{}, Store: store, Policy: policy})
+	br, err := broker.Open(b.Context(), broker.Options{FS: once, Attributes: noAttributes{}, Store: store, Policy: policy, Guests: noGuests})
 	if err != nil {
 		b.Fatal(err)
 	}

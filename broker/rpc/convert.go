@@ -88,7 +88,8 @@ func leaseProtos(leases []broker.Lease) []*pb.Lease {
 	return out
 }
 
-func pfProto(p broker.PFView) *pb.PF {
+// pfProto is a PF with the messages of its VFs.
+func pfProto(p broker.PFView, vfs []*pb.VF) *pb.PF {
 	return &pb.PF{
 		Id:       p.ID,
 		Aliases:  p.Aliases,
@@ -100,7 +101,7 @@ func pfProto(p broker.PFView) *pb.PF {
 		NumaNode: known(p.NUMANode),
 		Up:       p.Up,
 		Managed:  p.Managed,
-		Vfs:      vfProtos(p.VFs),
+		Vfs:      vfs,
 	}
 }
 

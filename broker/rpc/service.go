@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 
 	"vfbroker/broker"
 	pb "vfbroker/broker/brokerpb"
@@ -14,6 +15,7 @@ type service struct {
 	broker   *broker.Broker
 	describe func(broker.PFView, *pb.PF)
 	readOnly string
+	listed   atomic.Pointer[inventoryPage] // the last one
 }
 
 // mutable says whether this daemon may change anything.
@@ -22,44 +24,6 @@ func (s *service) mutable(verb, object string) error {
 		return fmt.Errorf("%s %s: %w: %s", verb, object, broker.ErrUnsupported, s.readOnly)
 	}
 	return nil
-}
-
-func (s *service) Inventory(ctx context.Context, r *pb.InventoryRequest) (*pb.InventoryResponse, error) {
-	caller, err := callerOf(ctx)
-	if err != nil {
-		return nil, err
-	}
-	pfs, next, err := s.inventoryPage(caller, r)
-	if err != nil {
-		return nil, err
-	}
-	out := &pb.InventoryResponse{NextPageToken: next, Pfs: make([]*pb.PF, 0, len(pfs))}
-	for _, p := range pfs {
-		pf := pfProto(p)
-		s.describe(p, pf)
-		out.Pfs = append(out.Pfs, pf)
-	}
-	return out, nil
-}
-
-// maxPageVFs is about how many VFs one answer holds; a VF is some 150 bytes,
-// and a client takes 4 MiB by default.
-const maxPageVFs = 8192
-
-// inventoryPage is a page of the inventory, a shorter one than was asked for when its PFs have very many VFs.
-func (s *service) inventoryPage(c broker.Caller, r *pb.InventoryRequest) ([]broker.PFView, string, error) {
-	page := broker.Page{Size: int(r.PageSize), Token: r.PageToken}
-	for {
-		pfs, next, err := s.broker.Inventory(c, r.Pf, page)
-		vfs := 0
-		for _, p := range pfs {
-			vfs += len(p.VFs)
-		}
-		if err != nil || vfs <= maxPageVFs || len(pfs) == 1 {
-			return pfs, next, err
-		}
-		page.Size = len(pfs) / 2
-	}
 }
 
 func (s *service) Carve(ctx context.Context, r *pb.CarveRequest) (*pb.CarveResponse, error) {

@@ -2,6 +2,9 @@ package main
 
 import (
 	"log/slog"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
 
 	"vfbroker/broker"
 	pb "vfbroker/broker/brokerpb"
@@ -28,16 +31,19 @@ func (d describer) describe(v broker.PFView, pf *pb.PF) {
 	if !hasRDMA && !switchdev {
 		return
 	}
+	pf.Vfs = slices.Clone(pf.Vfs)
 	for i, vf := range v.VFs {
+		described := proto.CloneOf(pf.Vfs[i]) // other calls have the message, too
 		if hasRDMA {
-			pf.Vfs[i].RdmaDevices = d.list(rdma.Devices, vf.Addr)
-			pf.Vfs[i].CharacterDevices = d.list(rdma.CharDevices, vf.Addr)
+			described.RdmaDevices = d.list(rdma.Devices, vf.Addr)
+			described.CharacterDevices = d.list(rdma.CharDevices, vf.Addr)
 		}
 		if switchdev {
 			name, err := sriov.Representor(v.PF, vf.Index)
 			d.note(err)
-			pf.Vfs[i].Representor = name
+			described.Representor = name
 		}
+		pf.Vfs[i] = described
 	}
 }
 
