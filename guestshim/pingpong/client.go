@@ -67,6 +67,9 @@ func Run(ctx context.Context, spec Spec) (Result, error) {
 	}
 	defer unpin()
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	// A collection that is under way would stop the world in the middle of the
+	// block, and wait for ever for a reply that is lost: it ends here.
+	runtime.GC()
 	defer c.watch(ctx)()
 
 	if err := c.rounds(ctx, spec.Warmup); err != nil {
