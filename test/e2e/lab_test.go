@@ -23,12 +23,17 @@ import (
 )
 
 // The scripts of testdata/lab run against the real daemon on the emulated
-// host's kernel. They share its devices, so the lab runs them one at a time.
+// host's kernel, and those of testdata/noiommu where that host was booted without an IOMMU. They share its
+// devices, so they run one at a time.
 func TestLab(t *testing.T) {
 	if os.Getenv("VFLAB") != "1" {
 		t.Fatal("this is not the emulated host: run it by vflab run, it carves PFs and loads modules")
 	}
-	p := params(t, filepath.Join("testdata", "lab"))
+	dir := filepath.Join("testdata", "lab")
+	if groups, err := os.ReadDir("/sys/kernel/iommu_groups"); err != nil || len(groups) == 0 {
+		dir = filepath.Join("testdata", "noiommu")
+	}
+	p := params(t, dir)
 	p.Cmds["qemu"] = startQEMU
 	p.Cmds["endqemu"] = endQEMU
 	p.Cmds["expand"] = expand
