@@ -6,6 +6,8 @@ cd "$(dirname "$0")/../.."
 export CGO_ENABLED=0
 export PATH=$PWD/bin:$PATH
 logs=out/test
+mkdir -p $logs
+rm -f $logs/*.result
 
 step() { printf '\n== %s (%s s)\n' "$*" "$SECONDS" >&2; }
 
@@ -26,78 +28,50 @@ count() { # PASS|FAIL|SKIP file
 	grep -cE "^ *--- $1:" "$2" || true
 }
 
-# level NAME LOG STATUS: adds a level's results to the totals.
-passed=0 failed=0 skipped=0 summary=
+# level NAME STATUS: notes a level's results, from its log, for the closing table.
 level() {
-	local p f s
-	p=$(count PASS "$2") f=$(count FAIL "$2") s=$(count SKIP "$2")
-	# A test binary that dies counts as a failure, and so does a skip where nothing may be missing.
-	if [ "$3" -ne 0 ] && [ "$f" -eq 0 ]; then f=1; fi
+	local log=$logs/$1.log p f s
+	p=$(count PASS "$log") f=$(count FAIL "$log") s=$(count SKIP "$log")
+	# A test binary that dies counts as a failure, and so does one that ran nothing, or a skip where nothing may be missing.
+	if [ "$2" -ne 0 ] && [ "$f" -eq 0 ]; then f=1; fi
 	if [ "$p" -eq 0 ]; then f=$((f + 1)); fi
 	case $1 in unit) ;; *) f=$((f + s)) ;; esac
-	passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-	summary+=$(printf '%-28s %5d passed %4d failed %4d skipped  %4d s' "$1" "$p" "$f" "$s" "$((SECONDS - began))")$'\n'
+	echo "$1 $p $f $s $((SECONDS - began))" >"$logs/$1.result"
 	if [ "$f" -ne 0 ]; then
-		printf '%s: failures, from %s:\n' "$1" "$2" >&2
-		grep -nE -B 12 -A 3 '^ *--- (FAIL|SKIP):|^panic:|^FAIL' "$2" | tail -n 80 >&2 || tail -n 40 "$2" >&2
+		printf '%s: failures, from %s:\n' "$1" "$log" >&2
+		grep -nE -B 12 -A 3 '^ *--- (FAIL|SKIP):|^panic:|^FAIL' "$log" | tail -n 80 >&2 || tail -n 40 "$log" >&2
 	fi
 }
 
 unit() {
 	step "unit tests"
-	began=$SECONDS
-	local status=0 dirty
-	mkdir -p $logs
+	local began=$SECONDS status=0 dirty
 	dirty=$(git ls-files '*.go' 2>/dev/null | xargs -r gofmt -l) # outside a checkout there is nothing to list
 	if [ -n "$dirty" ]; then
 		printf 'gofmt: %s\n' "$dirty" >&2
 		status=1
 	fi
-	go vet ./... && go vet -tags lab ./... || status=1
-	go test -v -timeout 120s ./... >$logs/unit.log 2>&1 || status=1
-	level unit $logs/unit.log $status
+	{ go vet ./... && go vet -tags lab,labhost ./... && go test -v -timeout 180s ./...; } >$logs/unit.log 2>&1 || status=1
+	level unit $status
 }
 
 # lab_level NAME PACKAGE [vflab options]: a package's tests on the emulated host.
 lab_level() {
-	local name=$1 package=$2 status=0
+	local name=$1 package=$2 began=$SECONDS status=0
 	shift 2
 	step "$name, on the emulated host"
-	began=$SECONDS
-	lab_binary "$package"
 	vflab run --timeout 12m --out out "$@" -- sh -c "cd $package && exec $PWD/bin/lab/$(basename "$package").test -test.v -test.timeout 11m" >"$logs/$name.log" 2>&1 || status=$?
-	level "$name" "$logs/$name.log" $status
+	level "$name" $status
 }
 
 emulated_host() { # the emulated host's own guarantees: clean-up, exit status, reset
-	step "the emulated host"
-	began=$SECONDS
-	local status=0
-	vflab image
-	go test -v -tags labhost -timeout 600s ./test/lab/... >$logs/vflab.log 2>&1 || status=$?
-	level vflab $logs/vflab.log $status
+	local began=$SECONDS status=0
+	step "the emulated host itself"
+	go test -v -tags labhost -timeout 900s ./test/lab/... >$logs/vflab.log 2>&1 || status=$?
+	level vflab $status
 }
 
-finish() {
-	step "done"
-	printf '\n%s%d passed, %d failed, %d skipped\n' "$summary" $passed $failed $skipped
-	[ $failed -eq 0 ]
-}
-
-case ${1:-} in
-check)
-	setup
-	unit
-	finish
-	;;
-unit)
-	unit
-	finish
-	;;
-test)
-	setup
-	unit
-	emulated_host
+on_emulated_host() {
 	lab_level kernel test/hostsuite
 	lab_level netlink sriov
 	lab_level hypervisor test/hvsuite
@@ -106,7 +80,41 @@ test)
 	lab_level hostcpu bench/hostcpu
 	lab_level guest bench/guest --kernel backports --clock deterministic
 	lab_level soak test/soak --kernel backports --clock deterministic
-	finish
+}
+lab_packages="test/hostsuite sriov test/hvsuite guestshim test/e2e bench/hostcpu bench/guest test/soak"
+
+finish() {
+	local passed=0 failed=0 skipped=0 name p f s took
+	step "done"
+	for name in "$@"; do
+		p=0 f=1 s=0 took=0 # a level without a result did not run
+		[ ! -e "$logs/$name.result" ] || read -r _ p f s took <"$logs/$name.result"
+		printf '%-14s %5d passed %4d failed %4d skipped  %4d s\n' "$name" "$p" "$f" "$s" "$took"
+		passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+	done
+	printf '%d passed, %d failed, %d skipped\n' $passed $failed $skipped
+	[ $failed -eq 0 ]
+}
+
+case ${1:-} in
+check)
+	setup
+	unit
+	finish unit
+	;;
+unit)
+	unit
+	finish unit
+	;;
+test)
+	setup
+	unit
+	vflab image
+	for package in $lab_packages; do lab_binary "$package"; done
+	emulated_host & # beside the others: it mostly waits for boots
+	on_emulated_host
+	wait
+	finish unit vflab kernel netlink hypervisor shim command-line hostcpu guest soak
 	;;
 demo)
 	setup
