@@ -129,7 +129,7 @@ func namespaceUsers(namespace string) []string {
 	return users
 }
 
-func TestKillLeavesNothing(t *testing.T) {
+func TestHostKillLeavesNothing(t *testing.T) {
 	before := mounts(t, "self")
 	r := startLab(t)
 	qemu := pidfd(t, r.qemu)
@@ -153,7 +153,7 @@ func TestKillLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestInterruptCleansUp(t *testing.T) {
+func TestHostInterruptCleansUp(t *testing.T) {
 	r := startLab(t)
 	qemu := pidfd(t, r.qemu)
 	if err := r.cmd.Process.Signal(os.Interrupt); err != nil {

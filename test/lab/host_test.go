@@ -49,7 +49,7 @@ func run(t *testing.T, o lab.Options, argv ...string) outcome {
 	return outcome{r, stdout.String(), stderr.String(), err}
 }
 
-func TestRunCommand(t *testing.T) {
+func TestHostRunCommand(t *testing.T) {
 	dir, out := t.TempDir(), t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "input"), []byte("from the caller\n"), 0o644); err != nil {
 		t.Fatal(err)
@@ -98,9 +98,9 @@ exit 7`
 	}
 }
 
-// TestStateDiskSurvivesReset cuts the power once from outside and once from
+// TestHostStateDiskSurvivesReset cuts the power once from outside and once from
 // inside.
-func TestStateDiskSurvivesReset(t *testing.T) {
+func TestHostStateDiskSurvivesReset(t *testing.T) {
 	const script = `
 echo boot $VFLAB_BOOT >>/var/lib/written
 sync
@@ -150,7 +150,7 @@ func (w *watched) Write(p []byte) (int, error) {
 	return w.text.Write(p)
 }
 
-func TestMachineFailures(t *testing.T) {
+func TestHostMachineFailures(t *testing.T) {
 	var machine *lab.MachineError
 	for _, c := range []struct {
 		name    string
@@ -180,9 +180,9 @@ func TestMachineFailures(t *testing.T) {
 	}
 }
 
-// TestNestedGuest lends a VF to a KVM guest inside the machine, on the kernel
+// TestHostNestedGuest lends a VF to a KVM guest inside the machine, on the kernel
 // and the clock that figures are taken with.
-func TestNestedGuest(t *testing.T) {
+func TestHostNestedGuest(t *testing.T) {
 	script, err := filepath.Abs("testdata/nested.sh")
 	if err != nil {
 		t.Fatal(err)

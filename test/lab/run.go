@@ -114,8 +114,8 @@ func (m *Machine) Wait(ctx context.Context) (Result, error) {
 }
 
 // bootAttempts bounds how often a machine is reset that does not come up. On a
-// busy computer an emulated CPU now and then loses its timer early in the boot;
-// nothing of the command has run then.
+// busy computer an emulated CPU now and then loses its timer early in the boot,
+// or the kernel believes so and panics; nothing of the command has run then.
 const bootAttempts = 3
 
 // supervise returns nil when the machine has told the command's status and
@@ -144,7 +144,10 @@ func (m *Machine) supervise(ctx context.Context) error {
 				return err
 			}
 		case line := <-m.oops:
-			return &MachineError{Reason: "kernel stopped: " + line}
+			stalled = "kernel stopped: " + line
+			if m.result.Boots > 0 {
+				return &MachineError{Reason: stalled}
+			}
 		case stalled = <-m.stalls:
 		case <-boot.C:
 			stalled = fmt.Sprintf("did not boot within %v", m.opts.BootTimeout)
@@ -161,9 +164,9 @@ func (m *Machine) supervise(ctx context.Context) error {
 		if attempt++; attempt > bootAttempts {
 			return &MachineError{Reason: stalled}
 		}
-		m.opts.Progress(fmt.Sprintf("%s: resetting it (attempt %d of %d)", stalled, attempt, bootAttempts))
+		m.opts.Progress(fmt.Sprintf("emulated host: %s: resetting it (attempt %d of %d)", stalled, attempt, bootAttempts))
 		if err := m.monitor.execute(ctx, "system_reset", nil); err != nil {
-			return err
+			return &MachineError{Reason: stalled}
 		}
 		boot.Reset(m.opts.BootTimeout)
 	}
