@@ -96,6 +96,9 @@ func (h *Hypervisor) takeNode(ctx context.Context, addr pci.Addr) error {
 		_, err := h.fs.ReadFile(node)
 		return !errors.Is(err, syscall.EBUSY), nil
 	})
+	if ctx.Err() != nil {
+		return fmt.Errorf("take function %s from vfio-pci: %w", addr, err)
+	}
 	if err != nil {
 		return fmt.Errorf("take function %s from vfio-pci: a process has %s open: end it, or detach the function from it", addr, node)
 	}
