@@ -34,12 +34,19 @@ type boltStore struct {
 
 	mu      sync.Mutex
 	waiting []*commit // in the order of arrival
-	writing bool      // writeAll runs
+	writing bool      // a caller of Commit writes, or has been told to
 }
 
+// commit is a batch that waits for the disk.
 type commit struct {
 	batch Batch
-	done  chan error
+	done  chan outcome
+}
+
+// outcome is what a waiting commit is told: its batch was written, or it is its turn to write what waits.
+type outcome struct {
+	err  error
+	turn bool
 }
 
 // OpenJournal opens or creates the journal at path. It is an error when another
@@ -141,33 +148,45 @@ func decodeRecord(v []byte, rec any) error {
 }
 
 // Commit implements Store. Commits that arrive while one is being written are
-// written together by the next: no timer, and one pair of fsyncs for all of them.
+// written together by the next: no timer, and one pair of fsyncs for all of them. Whoever comes
+// first writes, in its own goroutine, and passes the turn on.
 func (s *boltStore) Commit(_ context.Context, batch Batch) error {
-	c := &commit{batch: batch, done: make(chan error, 1)}
+	c := &commit{batch: batch, done: make(chan outcome, 1)}
 	s.mu.Lock()
 	s.waiting = append(s.waiting, c)
-	if !s.writing {
-		s.writing = true
-		go s.writeAll()
-	}
+	mine := !s.writing
+	s.writing = true
 	s.mu.Unlock()
-	return <-c.done
+	if !mine {
+		if o := <-c.done; !o.turn {
+			return o.err
+		}
+	}
+	return s.writeWaiting(c)
 }
 
-// writeAll writes what waits, group by group, until nothing does.
-func (s *boltStore) writeAll() {
-	for {
-		s.mu.Lock()
-		group := s.waiting
-		s.waiting = nil
-		s.writing = len(group) > 0
-		s.mu.Unlock()
-		if len(group) == 0 {
-			return
-		}
-		err := s.write(group)
-		for _, c := range group {
-			c.done <- err
+// writeWaiting writes all that waits, own among it, and tells the others.
+func (s *boltStore) writeWaiting(own *commit) (err error) {
+	s.mu.Lock()
+	group := s.waiting
+	s.waiting = nil
+	s.mu.Unlock()
+	err = fmt.Errorf("write journal %s: %w: it is damaged; nothing is granted until it can be written", s.path, ErrUnavailable)
+	defer func() { s.written(group, own, err) }() // even when a damaged page makes bbolt panic
+	err = s.write(group)
+	return err
+}
+
+// written passes the turn on, and tells a group how it went.
+func (s *boltStore) written(group []*commit, own *commit, err error) {
+	s.mu.Lock()
+	if s.writing = len(s.waiting) > 0; s.writing {
+		s.waiting[0].done <- outcome{turn: true}
+	}
+	s.mu.Unlock()
+	for _, c := range group {
+		if c != own {
+			c.done <- outcome{err: err}
 		}
 	}
 }

@@ -55,6 +55,7 @@ type driver struct {
 	state LeaseState // in which o was observed
 	spent []StepTime
 	scrub ScrubRecord
+	tries int // waits in a row for a look that failed
 }
 
 // lease returns a copy of the lease as it is now.
@@ -134,14 +135,22 @@ func (d *driver) forget() { d.o = observed{} }
 func (d *driver) wait(l Lease, a action) {
 	b := d.b
 	seen := d.o.at(a.step)
-	b.mu.Lock()
-	d.e.stuck = a.err
-	closeOnce(d.e.waiting)
-	d.e.waiting = make(chan struct{})
-	b.mu.Unlock()
 	pause := b.limits.Retry
-	if seen.is == asked || seen.is == refused {
-		pause = b.limits.Unplug
+	switch {
+	case seen.is == asked || seen.is == refused:
+		pause, d.tries = b.limits.Unplug, 0
+	default:
+		d.tries++
+	}
+	if d.tries == 1 {
+		// Once is nothing: a guest whose process is just ending has no monitor any more, and is not gone yet.
+		pause = b.limits.Retry / 5
+	} else {
+		b.mu.Lock()
+		d.e.stuck = a.err
+		closeOnce(d.e.waiting)
+		d.e.waiting = make(chan struct{})
+		b.mu.Unlock()
 	}
 	timer := time.NewTimer(pause)
 	defer timer.Stop()

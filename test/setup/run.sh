@@ -77,6 +77,7 @@ on_emulated_host() {
 	lab_level hypervisor test/hvsuite
 	lab_level shim guestshim
 	lab_level command-line test/e2e
+	lab_level no-iommu test/e2e --iommu none
 	lab_level hostcpu bench/hostcpu
 	lab_level guest bench/guest --kernel backports --clock deterministic
 	lab_level soak test/soak --kernel backports --clock deterministic
@@ -114,7 +115,7 @@ test)
 	emulated_host & # beside the others: it mostly waits for boots
 	on_emulated_host
 	wait
-	finish unit vflab kernel netlink hypervisor shim command-line hostcpu guest soak
+	finish unit vflab kernel netlink hypervisor shim command-line no-iommu hostcpu guest soak
 	;;
 demo)
 	setup
