@@ -28,7 +28,12 @@ type samples map[string][]float64
 
 // build makes every test program, and the daemon, before the first measurement.
 func (r runner) build(ctx context.Context) error {
+	built := map[string]bool{}
 	for _, s := range suites {
+		if built[s.pkg] {
+			continue
+		}
+		built[s.pkg] = true
 		if err := r.goTool(ctx, "test", "-c", "-o", r.program(s), s.pkg); err != nil {
 			return err
 		}

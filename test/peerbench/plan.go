@@ -2,16 +2,20 @@ package main
 
 import "time"
 
-// suite is a package with benchmarks.
+// suite is what is run at once: benchmarks of a package that are compared with each other.
 type suite struct {
 	pkg   string // below the module's root
 	bench string // what -test.bench selects
+	turns int    // how often in each repetition: the shorter they take, the more of them there are
 }
 
 var suites = []suite{
-	{"./test/peerbench/discover", "^BenchmarkDiscover$"},
-	{"./broker", "^BenchmarkAcquireCommit$"},
-	{"./broker/rpc", "^BenchmarkList$"},
+	{"./test/peerbench/discover", "^BenchmarkDiscover$/^64$", 3},
+	{"./test/peerbench/discover", "^BenchmarkDiscover$/^256$", 2},
+	{"./test/peerbench/discover", "^BenchmarkDiscover$/^1024$", 1},
+	{"./test/peerbench/discover", "^BenchmarkDiscover$/^4096$", 1},
+	{"./broker", "^BenchmarkAcquireCommit$", 5},
+	{"./broker/rpc", "^BenchmarkList$", 3},
 }
 
 // comparison sets a benchmark of ours beside a peer's, or beside a limit where there is no peer.
