@@ -45,7 +45,7 @@ type Limits struct {
 	Look   time.Duration // one look at a hypervisor; 5 s
 	Step   time.Duration // one step on the host; 30 s
 	Ready  time.Duration // the guest's shim reports the function; 60 s
-	Unplug time.Duration // until an unanswered unplug is asked again; 60 s
+	Unplug time.Duration // until an unanswered unplug is asked again; 15 s
 	Retry  time.Duration // pause before a look that failed is repeated; 5 s
 }
 
@@ -53,7 +53,7 @@ func (l Limits) withDefaults() Limits {
 	for _, f := range []struct {
 		v *time.Duration
 		d time.Duration
-	}{{&l.Look, 5 * time.Second}, {&l.Step, 30 * time.Second}, {&l.Ready, time.Minute}, {&l.Unplug, time.Minute}, {&l.Retry, 5 * time.Second}} {
+	}{{&l.Look, 5 * time.Second}, {&l.Step, 30 * time.Second}, {&l.Ready, time.Minute}, {&l.Unplug, 15 * time.Second}, {&l.Retry, 5 * time.Second}} {
 		if *f.v == 0 {
 			*f.v = f.d
 		}

@@ -8,6 +8,7 @@ package fakehv
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -15,6 +16,7 @@ import (
 
 	"vfbroker/broker"
 	"vfbroker/broker/kvm"
+	"vfbroker/iommu"
 	"vfbroker/sriov/pci"
 	"vfbroker/test/fakehost"
 )
@@ -52,6 +54,7 @@ type Hypervisor struct {
 	hook   Hook
 	events []chan broker.Event
 	shim   func(broker.GuestID) (net.Conn, error)
+	room   int // functions that a guest has room for
 }
 
 type guest struct {
@@ -66,7 +69,14 @@ var _ broker.Hypervisor = (*Hypervisor)(nil)
 // New returns a hypervisor without guests on the host.
 func New(host *fakehost.Host) *Hypervisor {
 	none := func(id broker.GuestID) (broker.GuestConfig, error) { return broker.GuestConfig{}, broker.ErrNotFound }
-	return &Hypervisor{side: kvm.New(host, none, nil), host: host, guests: map[broker.GuestID]*guest{}}
+	return &Hypervisor{side: kvm.New(host, none, nil), host: host, guests: map[broker.GuestID]*guest{}, room: 32}
+}
+
+// Room sets how many functions a guest has room for; it is 32 at first.
+func (h *Hypervisor) Room(n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.room = n
 }
 
 // OnEffect sets the hook that all further effects pass, nil for none.
@@ -114,16 +124,24 @@ func (h *Hypervisor) End(id broker.GuestID) {
 	h.send(broker.Event{Kind: broker.EventGuestGone, Guest: id})
 }
 
+// Refuse makes a slow guest refuse what it was asked for.
+func (h *Hypervisor) Refuse(id broker.GuestID) {
+	h.mu.Lock()
+	g := h.guests[id]
+	slots := slices.Sorted(maps.Keys(g.asked))
+	clear(g.asked)
+	h.mu.Unlock()
+	for _, s := range slots {
+		h.send(broker.Event{Kind: broker.EventUnplugRefused, Guest: id, Slot: s})
+	}
+}
+
 // LetGo makes a slow guest let go of what it was asked for.
 func (h *Hypervisor) LetGo(id broker.GuestID) {
 	h.mu.Lock()
 	g := h.guests[id]
-	var slots []broker.Slot
-	for s := range g.asked {
-		slots = append(slots, s)
-	}
+	slots := slices.Sorted(maps.Keys(g.asked))
 	h.mu.Unlock()
-	slices.Sort(slots)
 	for _, s := range slots {
 		h.free(id, g, s)
 	}
@@ -230,9 +248,15 @@ func (h *Hypervisor) Prepare(ctx context.Context, f broker.Function, want broker
 // Attach implements broker.Hypervisor.
 func (h *Hypervisor) Attach(ctx context.Context, g broker.Guest, f broker.Function, lease broker.LeaseID) (broker.Slot, error) {
 	slot := broker.SlotOf(lease)
-	in, err := h.find(ctx, g.ID, g.Incarnation)
+	in, err := h.find(ctx, g.ID, "")
+	if err == nil && in.incarnation != g.Incarnation {
+		err = fmt.Errorf("guest %s: %w: another incarnation answers", g.ID, broker.ErrConflict)
+	}
 	if err != nil {
 		return "", err
+	}
+	if err := h.fits(in, slot, f); err != nil {
+		return "", fmt.Errorf("attach %s to guest %s: %w", f.Addr, g.ID, err)
 	}
 	return slot, h.effect(Effect{"attach", g.ID, slot}, func() error {
 		h.mu.Lock()
@@ -244,6 +268,27 @@ func (h *Hypervisor) Attach(ctx context.Context, g broker.Guest, f broker.Functi
 		}
 		return nil
 	})
+}
+
+// fits says whether a guest can take a function in a slot, or has it there already.
+func (h *Hypervisor) fits(in *guest, slot broker.Slot, f broker.Function) error {
+	driver, _, err := iommu.Driver(h.host, f.Addr)
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch addr, held := in.slots[slot]; {
+	case held && addr != f.Addr:
+		return fmt.Errorf("%w: slot %s holds %s", broker.ErrConflict, slot, addr)
+	case held:
+		return nil
+	case driver != iommu.VFIO:
+		return fmt.Errorf("%w: it is bound to %q, not to %s", broker.ErrUnavailable, driver, iommu.VFIO)
+	case len(in.slots) >= h.room:
+		return fmt.Errorf("%w: the guest has room for %d functions", broker.ErrNoCapacity, h.room)
+	}
+	return nil
 }
 
 // Detach implements broker.Hypervisor.
