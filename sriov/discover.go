@@ -29,31 +29,72 @@ func Discover(ctx context.Context, fs sysfs.FS) ([]PF, error) {
 		return nil, fmt.Errorf("discover PFs: %w", err)
 	}
 	keys, errs := functionKeys(names)
-
-	// A VF's routing id is its PF's plus a positive offset, so in order of address
-	// the PF comes first, names its VFs, and they need not be asked whether they are PFs.
 	var pfs []PF
-	vfs := make(map[uint64]struct{})
+	for len(keys) > 0 {
+		found, passed, err := findPFs(ctx, fs, keys, &errs)
+		if err != nil {
+			return nil, fmt.Errorf("discover PFs: %w", err)
+		}
+		errs = append(errs, readAllVFs(fs, found)...)
+		pfs = append(pfs, found...)
+		keys = without(passed, found) // nothing, unless a device lies about its VFs
+	}
+	slices.SortFunc(pfs, func(a, b PF) int { return a.Addr.Compare(b.Addr) })
+	return pfs, errors.Join(errs...)
+}
+
+// findPFs finds the PFs among functions, without their VFs. A VF's routing id
+// is its PF's plus a positive offset, so in order of address the PF comes first and
+// says which functions ought to be its VFs; those are passed over.
+func findPFs(ctx context.Context, fs sysfs.FS, keys []uint64, errs *[]error) (pfs []PF, passed []uint64, err error) {
+	ought := make(map[uint64]struct{})
 	for _, key := range keys {
-		if _, known := vfs[key]; known {
+		if _, vf := ought[key]; vf {
+			passed = append(passed, key)
 			continue
 		}
 		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("discover PFs: %w", err)
+			return nil, nil, err
 		}
 		pf, found, err := findPF(fs, pci.FromKey(key))
 		if err != nil {
-			errs = append(errs, err)
+			*errs = append(*errs, err)
 		}
 		if !found {
 			continue
 		}
 		pfs = append(pfs, pf)
+		for _, vf := range expectedVFs(fs, pf) {
+			ought[vf] = struct{}{}
+		}
+	}
+	return pfs, passed, nil
+}
+
+// expectedVFs are the addresses that a PF's VFs have by its SR-IOV capability.
+// Kernels before 4.12 do not show it: none is expected then.
+func expectedVFs(fs sysfs.FS, pf PF) []uint64 {
+	offset, err1 := sysfs.ReadInt(fs, pf.Addr.Dir()+"/sriov_offset")
+	stride, err2 := sysfs.ReadInt(fs, pf.Addr.Dir()+"/sriov_stride")
+	if err1 != nil || err2 != nil || offset <= 0 || stride < 0 {
+		return nil
+	}
+	vfs := make([]uint64, pf.NumVFs)
+	for i := range vfs {
+		vfs[i] = pf.Addr.Key() + uint64(offset) + uint64(i)*uint64(stride)
+	}
+	return vfs
+}
+
+// without returns the functions that are no VFs of these PFs.
+func without(keys []uint64, pfs []PF) []uint64 {
+	vfs := make(map[uint64]struct{}, len(keys))
+	for _, pf := range pfs {
 		for _, vf := range pf.VFs {
 			vfs[vf.Addr.Key()] = struct{}{}
 		}
 	}
-	return pfs, errors.Join(append(errs, readAllVFs(fs, pfs)...)...)
+	return slices.DeleteFunc(keys, func(key uint64) bool { _, found := vfs[key]; return found })
 }
 
 // readAllVFs reads the VFs of PFs, several PFs at a time: with thousands of VFs
@@ -93,8 +134,7 @@ func functionKeys(names []string) (keys []uint64, errs []error) {
 func ReadPF(fs sysfs.FS, addr pci.Addr) (PF, error) {
 	pf, found, err := findPF(fs, addr)
 	if found {
-		err = errors.Join(err, readVFs(fs, &pf))
-		return pf, err
+		return pf, readVFs(fs, &pf)
 	}
 	if err != nil {
 		return PF{}, err
@@ -137,7 +177,7 @@ func ReadVF(fs sysfs.FS, pf PF, index int) (VF, error) {
 	return vf, nil
 }
 
-// findPF reads a PF and the addresses of its VFs. Not found and no error is a function that is no PF.
+// findPF reads a PF without its VFs. Not found and no error is a function that is no PF.
 func findPF(fs sysfs.FS, addr pci.Addr) (pf PF, found bool, err error) {
 	dir := addr.Dir()
 	total, err := sysfs.ReadInt(fs, dir+"/sriov_totalvfs")
@@ -152,58 +192,36 @@ func findPF(fs sysfs.FS, addr pci.Addr) (pf PF, found bool, err error) {
 		return PF{}, false, &DeviceError{Addr: addr, Err: err}
 	}
 	pf.ID = Identity(pf)
-	pf.VFs, err = findVFs(fs, pf)
-	return pf, true, err
+	return pf, true, nil
 }
 
-// findVFs returns a PF's VFs with their addresses only. Those that can be found
-// are returned beside the error.
-func findVFs(fs sysfs.FS, pf PF) ([]VF, error) {
+// readVFs reads the VFs of a PF. Those that can be read are there beside the error.
+func readVFs(fs sysfs.FS, pf *PF) error {
 	if pf.NumVFs == 0 {
-		return nil, nil
+		return nil
 	}
 	of, err := sysfs.OpenDir(fs, pf.Addr.Dir())
 	if err != nil {
-		return nil, &DeviceError{Addr: pf.Addr, Err: err}
+		return &DeviceError{Addr: pf.Addr, Err: err}
 	}
 	defer of.Close()
 	var errs []error
-	vfs := make([]VF, 0, pf.NumVFs)
+	pf.VFs = make([]VF, 0, pf.NumVFs)
 	for i := range pf.NumVFs {
 		vf, err := findVF(of, pf.Addr, i)
 		if err != nil {
 			errs = append(errs, &DeviceError{Addr: pf.Addr, Err: fmt.Errorf("VF %d: %w", i, err)})
 			continue
 		}
-		vfs = append(vfs, vf)
-	}
-	return vfs, errors.Join(errs...)
-}
-
-// readVFs completes the VFs of a PF, and takes those out that cannot be read.
-func readVFs(fs sysfs.FS, pf *PF) error {
-	if len(pf.VFs) == 0 {
-		return nil
-	}
-	of, err := sysfs.OpenDir(fs, pf.Addr.Dir())
-	if err != nil {
-		pf.VFs = nil
-		return &DeviceError{Addr: pf.Addr, Err: err}
-	}
-	defer of.Close()
-	var errs []error
-	good := pf.VFs[:0]
-	for _, vf := range pf.VFs {
 		if err := readVF(of, &vf); err != nil {
 			errs = append(errs, &DeviceError{Addr: vf.Addr, Err: err})
 			continue
 		}
-		if n := len(good); n > 0 && good[n-1].Driver == vf.Driver {
-			vf.Driver = good[n-1].Driver // one string for all of them, not a link's target each
+		if n := len(pf.VFs); n > 0 && pf.VFs[n-1].Driver == vf.Driver {
+			vf.Driver = pf.VFs[n-1].Driver // one string for all of them, not a link's target each
 		}
-		good = append(good, vf)
+		pf.VFs = append(pf.VFs, vf)
 	}
-	pf.VFs = good
 	return errors.Join(errs...)
 }
 

@@ -255,3 +255,22 @@ func TestDiscoverDirectory(t *testing.T) {
 
 // plain hides that a tree is a directory of this machine.
 type plain struct{ sysfs.FS }
+
+// lying is a host whose first PF says that its VFs follow it at once, where its second PF is.
+type lying struct{ sysfs.FS }
+
+func (l lying) ReadFile(name string) ([]byte, error) {
+	if name == "/sys/bus/pci/devices/0000:3b:00.0/sriov_offset" {
+		return []byte("1\n"), nil
+	}
+	return l.FS.ReadFile(name)
+}
+
+// TestDiscoverAsksWhatIsNoVF makes sure that no PF is lost for what another one says of its VFs.
+func TestDiscoverAsksWhatIsNoVF(t *testing.T) {
+	t.Parallel()
+	host := fakehost.New(t, "cx6-pair")
+	if diff := cmp.Diff(discover(t, host), discover(t, lying{host})); diff != "" {
+		t.Errorf("with a PF that lies about its VFs (-honest +lying):\n%s", diff)
+	}
+}
