@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"vfbroker/sriov"
-	"vfbroker/sriov/sysfs"
 )
 
 // Acquire lends a function to a guest. It returns when the guest holds it (and,
@@ -17,18 +14,33 @@ import (
 // same request id and body give the same lease; another body is ErrConflict.
 // The end of ctx ends the wait, not the work: the same request again waits on.
 func (b *Broker) Acquire(ctx context.Context, c Caller, r Request) (Lease, error) {
-	if e, err := b.remembered(c, r); e != nil || err != nil {
-		return b.granted(ctx, e, err)
+	for tries := 1; ; tries++ {
+		l, fresh, err := b.acquire(ctx, c, r)
+		// Whoever asked at the same time as another waits for that one's first
+		// choice of a function; where that changed under its hands, it looks again.
+		if fresh || tries == placements || !errors.Is(err, errChanged) {
+			return l, err
+		}
 	}
-	plan, err := b.plan(ctx, c, r)
+}
+
+// acquire is one try of Acquire. fresh says that the lease is this call's own.
+func (b *Broker) acquire(ctx context.Context, c Caller, r Request) (l Lease, fresh bool, err error) {
+	e, err := b.remembered(c, r)
+	if e == nil && err == nil {
+		var plan Lease
+		if plan, err = b.plan(ctx, c, r); err != nil {
+			return Lease{}, true, err
+		}
+		if e, fresh, err = b.reserve(ctx, c, r, plan); fresh {
+			b.launch(e, false)
+		}
+	}
 	if err != nil {
-		return Lease{}, err
+		return Lease{}, true, err
 	}
-	e, fresh, err := b.reserve(ctx, c, r, plan)
-	if err == nil && fresh {
-		b.launch(e, false)
-	}
-	return b.granted(ctx, e, err)
+	l, err = b.granted(ctx, e)
+	return l, fresh, err
 }
 
 // Plan says what Acquire would do, and changes nothing.
@@ -72,11 +84,9 @@ func (b *Broker) repeated(c Caller, r Request) (*entry, error) {
 	}
 }
 
-// granted waits for a grant and returns the lease, or why it failed.
-func (b *Broker) granted(ctx context.Context, e *entry, err error) (Lease, error) {
-	if err != nil {
-		return Lease{}, err
-	}
+// granted waits for a grant and returns the lease, or why it failed. A lease
+// that was granted once and is no longer active is no grant any more.
+func (b *Broker) granted(ctx context.Context, e *entry) (Lease, error) {
 	select {
 	case <-e.settled:
 	case <-ctx.Done():
@@ -98,10 +108,14 @@ func (b *Broker) granted(ctx context.Context, e *entry, err error) (Lease, error
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !granted {
-		return e.lease, fmt.Errorf("acquire a function for guest %s: %w", e.lease.Guest.ID, e.err)
+	switch l := e.lease; {
+	case !l.Granted:
+		return l, fmt.Errorf("acquire a function for guest %s: %w", l.Guest.ID, e.err)
+	case l.State != Active:
+		return l, fmt.Errorf("acquire for request id %s: %w: lease %s was granted to it and is %s; choose a fresh id", l.Request.RequestID, ErrConflict, l.ID, l.State)
+	default:
+		return l, nil
 	}
-	return e.lease, nil
 }
 
 // plan checks a request and prepares a lease without a function.
@@ -144,7 +158,7 @@ const placements = 3
 func (b *Broker) reserve(ctx context.Context, c Caller, r Request, plan Lease) (e *entry, fresh bool, err error) {
 	for range placements {
 		e, fresh, err = b.hold(c, r, plan)
-		if err != nil && b.relook() {
+		if errors.Is(err, errDown) && b.relook() {
 			e, fresh, err = b.hold(c, r, plan)
 		}
 		if err != nil || !fresh {
@@ -152,15 +166,17 @@ func (b *Broker) reserve(ctx context.Context, c Caller, r Request, plan Lease) (
 		}
 		l := e.lease
 		if err = b.fill(ctx, &l, l.Function); err == nil {
-			err = b.store.Commit(ctx, Batch{Counter: l.Generation.Counter, Leases: []Lease{l}})
+			err = b.commit(ctx, Batch{Counter: l.Generation.Counter, Leases: []Lease{l}})
 		}
 		if err == nil {
 			b.mu.Lock()
 			e.lease = l
 			b.mu.Unlock()
+			<-e.turning
 			return e, true, nil
 		}
 		b.letGo(e, err)
+		<-e.turning
 		if !errors.Is(err, errChanged) {
 			return nil, false, err
 		}
@@ -186,7 +202,8 @@ func (b *Broker) hold(c Caller, r Request, plan Lease) (*entry, bool, error) {
 	b.counter++
 	l.ID, l.Generation = id, Generation{Epoch: b.epoch, Counter: b.counter}
 	e := newEntry(l)
-	e.driven = true // an event must not set it going before it is durable
+	e.driven = true         // an event must not set it going before it is durable,
+	e.turning <- struct{}{} // nor a release change it
 	b.leases.add(e)
 	b.inv.hold(l.Function, l.ID)
 	return e, true, nil
@@ -200,8 +217,15 @@ func (b *Broker) letGo(e *entry, err error) {
 	b.inv.drop(e.lease.Function, b.inv.recordOf(e.lease.Function))
 	e.err = err
 	e.lease.State, e.lease.Reason = Closed, err.Error()
+	// A commit that failed may have reached the disk all the same: the next one takes it back.
+	b.disowned = append(b.disowned, e.lease.ID)
 	b.leases.remove(e.lease.ID)
 	e.mark()
+}
+
+// foreign is the error for a function that somebody else bound between two of our looks.
+func foreign(l *Lease, driver string) error {
+	return fmt.Errorf("function %s (%s): %w: %w: it was bound to %s meanwhile, and not by a lease", l.Function, l.Addr, ErrDenied, errChanged, driver)
 }
 
 // errChanged: the chosen function is not as the inventory had it.
@@ -223,7 +247,7 @@ func (b *Broker) fill(ctx context.Context, l *Lease, id FunctionID) error {
 	}
 	l.Addr = vf.Addr
 	if vf.Driver != "" {
-		return fmt.Errorf("function %s (%s): %w: %w: it was bound to %s meanwhile, and not by a lease", id, vf.Addr, ErrDenied, errChanged, vf.Driver)
+		return foreign(l, vf.Driver)
 	}
 	hv, err := b.hypervisor(l.Target)
 	if err != nil {
@@ -237,6 +261,9 @@ func (b *Broker) fill(ctx context.Context, l *Lease, id FunctionID) error {
 	if l.Plan.Found, err = hv.Setting(ctx, l.function()); err != nil {
 		return err
 	}
+	if l.Plan.Found.Driver != "" {
+		return foreign(l, l.Plan.Found.Driver)
+	}
 	if l.Plan.FoundAttrs, err = b.readAttributes(ctx, id); errors.Is(err, sriov.ErrNotReadable) {
 		err = nil
 	}
@@ -245,15 +272,9 @@ func (b *Broker) fill(ctx context.Context, l *Lease, id FunctionID) error {
 
 // checkUp reads whether the PF's interface is up: that changes without a kernel event.
 func (b *Broker) checkUp(pf sriov.PF, id FunctionID) error {
-	if pf.Netdev == "" {
+	if pf.Netdev == "" || b.netdevUp(pf.Netdev) {
 		return nil
 	}
-	flags, err := sysfs.ReadHex(b.fs, "/sys/class/net/"+pf.Netdev+"/flags")
-	if err == nil && flags&unix.IFF_UP != 0 {
-		return nil
-	}
-	b.mu.Lock()
-	b.inv.byID[id.PF].pf.Up = false
-	b.mu.Unlock()
-	return fmt.Errorf("PF %s: %w: %w: its interface %s is not up", id.PF, ErrUnavailable, errChanged, pf.Netdev)
+	b.setUp(id.PF, false)
+	return fmt.Errorf("PF %s: %w: %w: %w: ip link set %s up", id.PF, ErrUnavailable, errChanged, errDown, pf.Netdev)
 }

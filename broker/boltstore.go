@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"hash/crc32"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -52,11 +54,17 @@ type outcome struct {
 // OpenJournal opens or creates the journal at path. It is an error when another
 // process holds it, when it is damaged, or when it was written by a newer version.
 func OpenJournal(path string) (Store, error) {
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, NoFreelistSync: true})
+	var db *bolt.DB
+	// The list of free pages is kept in the file: without it bbolt walks all pages in a
+	// goroutine of its own, where what it makes of a damaged one cannot be caught.
+	err := guarded(func() (err error) {
+		db, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second})
+		return err
+	})
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("open journal %s: %w: another vfbrokerd holds it; stop that one first", path, ErrConflict)
-	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
+	case errors.Is(err, errDamaged), errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
 		return nil, fmt.Errorf("open journal %s: %w: it is damaged (%w); release what guests hold, then move the file away: a new one starts a new epoch", path, ErrUnavailable, err)
 	case err != nil:
 		return nil, fmt.Errorf("open journal %s: %w: %w; the directory must be writable by root", path, ErrUnavailable, err)
@@ -64,10 +72,25 @@ func OpenJournal(path string) (Store, error) {
 	s := &boltStore{db: db, path: path}
 	// What a killed daemon wrote and did not sync is read from the page cache,
 	// and must not be answered for before it is durable.
-	if err := errors.Join(s.prepare(), db.Sync()); err != nil {
+	if err := guarded(func() error { return errors.Join(s.prepare(), db.Sync()) }); err != nil {
 		return nil, errors.Join(fmt.Errorf("open journal %s: %w", path, err), db.Close())
 	}
 	return s, nil
+}
+
+// errDamaged: the file's pages make no sense.
+var errDamaged = errors.New("its pages make no sense")
+
+// guarded runs what touches the file's pages. bbolt panics on pages that make
+// no sense, and a file that was cut short is a fault in its memory map: both are errors here.
+func guarded(do func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %.200s", errDamaged, strings.ReplaceAll(fmt.Sprint(p), "\n", " "))
+		}
+	}()
+	return do()
 }
 
 // prepare makes the buckets of a new journal and checks the schema of an old one.
@@ -97,13 +120,15 @@ func (s *boltStore) prepare() error {
 
 // Load implements Store.
 func (s *boltStore) Load() (j Journal, err error) {
-	err = s.db.View(func(tx *bolt.Tx) error {
-		meta := tx.Bucket([]byte(bucketMeta))
-		j.Epoch = string(meta.Get([]byte("epoch")))
-		if j.Counter, err = strconv.ParseUint(string(meta.Get([]byte("counter"))), 10, 64); err != nil {
-			return fmt.Errorf("counter: %w", err)
-		}
-		return errors.Join(loadBucket(tx, bucketLeases, &j.Leases), loadBucket(tx, bucketFunctions, &j.Functions), loadBucket(tx, bucketPFs, &j.PFs))
+	err = guarded(func() error {
+		return s.db.View(func(tx *bolt.Tx) (err error) {
+			meta := tx.Bucket([]byte(bucketMeta))
+			j.Epoch = string(meta.Get([]byte("epoch")))
+			if j.Counter, err = strconv.ParseUint(string(meta.Get([]byte("counter"))), 10, 64); err != nil {
+				return fmt.Errorf("counter: %w", err)
+			}
+			return errors.Join(loadBucket(tx, bucketLeases, &j.Leases), loadBucket(tx, bucketFunctions, &j.Functions), loadBucket(tx, bucketPFs, &j.PFs))
+		})
 	})
 	if err != nil {
 		return Journal{}, fmt.Errorf("load journal %s: %w: %w; release what guests hold, then move the file away: a new one starts a new epoch",
@@ -192,13 +217,15 @@ func (s *boltStore) written(group []*commit, own *commit, err error) {
 }
 
 func (s *boltStore) write(group []*commit) error {
-	err := s.db.Update(func(tx *bolt.Tx) error {
-		for _, c := range group {
-			if err := c.batch.put(tx); err != nil {
-				return err
+	err := guarded(func() error {
+		return s.db.Update(func(tx *bolt.Tx) error {
+			for _, c := range group {
+				if err := c.batch.put(tx); err != nil {
+					return err
+				}
 			}
-		}
-		return nil
+			return nil
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("write journal %s: %w: %w; nothing is granted until it can be written", s.path, ErrUnavailable, err)

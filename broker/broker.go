@@ -99,6 +99,9 @@ type Broker struct {
 	counter uint64 // of generations
 	inv     inventory
 	leases  leaseTable
+
+	// disowned are leases whose commit failed; the next one forgets them.
+	disowned []LeaseID
 }
 
 // Open loads the journal, looks at the host, and brings both to agreement; what
@@ -119,14 +122,18 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 	}
 	// The broker outlives the caller's context: Close ends it.
 	b.ctx, b.stop = context.WithCancel(context.WithoutCancel(ctx))
+	// Guests are watched before they are looked at, so that none ends unseen in between.
+	events := map[Target]<-chan Event{}
+	for target, hv := range b.hvs {
+		events[target] = hv.Events(b.ctx)
+	}
 	if err := b.recover(ctx); err != nil {
 		b.stop()
 		b.workers.Wait()
 		return nil, err
 	}
-	for target, hv := range b.hvs {
-		events := hv.Events(b.ctx)
-		b.workers.Go(func() { b.watchGuests(target, events) })
+	for target := range b.hvs {
+		b.workers.Go(func() { b.watchGuests(target, events[target]) })
 	}
 	if o.Uevents != nil {
 		b.workers.Go(func() { b.watchHost(o.Uevents) })

@@ -35,13 +35,17 @@ func (b *Broker) Carve(ctx context.Context, c Caller, r CarveRequest) (CarveResu
 	if !requestIDs.MatchString(r.RequestID) {
 		return CarveResult{}, fmt.Errorf("request_id %.40q: %w: want 1 to 128 of A-Z a-z 0-9 . _ : / -", r.RequestID, ErrInvalid)
 	}
-	b.mu.Lock()
+	b.mu.look()
 	p := b.inv.find(r.PF)
+	var addr pci.Addr
+	if p != nil {
+		addr = p.pf.Addr
+	}
 	b.mu.Unlock()
 	if p == nil {
 		return CarveResult{}, b.noSuchPF(r.PF)
 	}
-	if err := b.readPF(p.pf.Addr.String()); err != nil {
+	if err := b.readPF(addr.String()); err != nil {
 		return CarveResult{}, fmt.Errorf("carve PF %s: %w: %w", p.id(), ErrUnavailable, err)
 	}
 	res, err := b.beginCarve(p, r)
@@ -49,7 +53,7 @@ func (b *Broker) Carve(ctx context.Context, c Caller, r CarveRequest) (CarveResu
 		return res, err
 	}
 	// What was begun is finished, whoever waits for it.
-	return res, b.carve(context.WithoutCancel(ctx), p, &res)
+	return res, b.carve(context.WithoutCancel(ctx), p, addr, &res)
 }
 
 // noSuchPF says whether the device is unknown or only has no SR-IOV.
@@ -67,42 +71,65 @@ func (b *Broker) beginCarve(p *pfState, r CarveRequest) (CarveResult, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	res := CarveResult{PF: p.id(), Before: p.pf.NumVFs, After: r.NumVFs}
-	switch {
-	case p.policy == nil:
-		return res, fmt.Errorf("carve PF %s: %w: it is not on the allow-list; add it to pfs in the configuration", p.id(), ErrDenied)
-	case p.policy.MaxVFs != 0 && r.NumVFs > p.policy.MaxVFs:
-		return res, fmt.Errorf("carve PF %s into %d VFs: %w: its policy allows %d", p.id(), r.NumVFs, ErrInvalid, p.policy.MaxVFs)
-	case p.carving:
-		return res, fmt.Errorf("carve PF %s: %w: another carve is under way", p.id(), ErrConflict)
+	err := p.mayHave(r.NumVFs)
+	if err == nil {
+		res.Writes, err = sriov.CarvePlan(p.pf, r.NumVFs)
+		if err != nil {
+			err = fmt.Errorf("carve PF %s into %d VFs: %w: %w", p.id(), r.NumVFs, ErrInvalid, err)
+		}
 	}
-	var err error
-	if res.Writes, err = sriov.CarvePlan(p.pf, r.NumVFs); err != nil {
-		return res, fmt.Errorf("carve PF %s into %d VFs: %w: %w", p.id(), r.NumVFs, ErrInvalid, err)
+	if err != nil || res.Before == res.After {
+		return res, err
 	}
-	if res.Before == res.After {
-		return res, nil
-	}
-	for i := range p.vfs {
-		if v := &p.vfs[i]; v.lease != "" {
+	for _, v := range p.vfs {
+		if v.lease != "" {
 			res.Holders = append(res.Holders, v.lease)
-		} else if v.state == Scrubbing {
-			return res, fmt.Errorf("carve PF %s: %w: VF %d (%s) is being scrubbed; try again", p.id(), ErrUnavailable, i, v.vf.Addr)
-		} else if v.vf.Driver != "" && !r.DryRun {
-			return res, fmt.Errorf("carve PF %s: %w: VF %d (%s) is bound to %s, and not by a lease; unbind it first", p.id(), ErrConflict, i, v.vf.Addr, v.vf.Driver)
 		}
 	}
 	if r.DryRun {
 		return res, nil
 	}
-	if p.live > 0 {
-		return res, fmt.Errorf("carve PF %s: %w: a change would destroy VFs that leases hold: %v; release them first", p.id(), ErrConflict, res.Holders)
+	if err := p.mayLose(); err != nil {
+		return res, err
 	}
 	p.carving = true
 	return res, nil
 }
 
+// mayHave says whether the policy lets the PF have n VFs.
+func (p *pfState) mayHave(n int) error {
+	switch {
+	case p.policy == nil:
+		return fmt.Errorf("carve PF %s: %w: it is not on the allow-list; add it to pfs in the configuration", p.id(), ErrDenied)
+	case p.policy.MaxVFs != 0 && n > p.policy.MaxVFs:
+		return fmt.Errorf("carve PF %s into %d VFs: %w: its policy allows %d", p.id(), n, ErrInvalid, p.policy.MaxVFs)
+	case p.carving:
+		return fmt.Errorf("carve PF %s: %w: another carve is under way", p.id(), ErrConflict)
+	}
+	return nil
+}
+
+// mayLose says whether nobody has one of the PF's VFs, so that all may be destroyed.
+func (p *pfState) mayLose() error {
+	var holders []LeaseID
+	for i := range p.vfs {
+		switch v := &p.vfs[i]; {
+		case v.lease != "":
+			holders = append(holders, v.lease)
+		case v.state == Scrubbing:
+			return fmt.Errorf("carve PF %s: %w: VF %d (%s) is being scrubbed; try again", p.id(), ErrUnavailable, i, v.vf.Addr)
+		case v.vf.Driver != "":
+			return fmt.Errorf("carve PF %s: %w: VF %d (%s) is bound to %s, and not by a lease; unbind it first", p.id(), ErrConflict, i, v.vf.Addr, v.vf.Driver)
+		}
+	}
+	if p.live > 0 {
+		return fmt.Errorf("carve PF %s: %w: a change would destroy VFs that leases hold: %v; release them first", p.id(), ErrConflict, holders)
+	}
+	return nil
+}
+
 // carve journals the intent, changes the count, and journals the end.
-func (b *Broker) carve(ctx context.Context, p *pfState, res *CarveResult) error {
+func (b *Broker) carve(ctx context.Context, p *pfState, addr pci.Addr, res *CarveResult) error {
 	defer func() {
 		b.mu.Lock()
 		p.carving = false
@@ -113,12 +140,12 @@ func (b *Broker) carve(ctx context.Context, p *pfState, res *CarveResult) error 
 	}
 	wide, cancel := context.WithTimeout(ctx, carveLimit(res.After))
 	defer cancel()
-	got, err := sriov.Carve(wide, b.fs, p.pf.Addr, res.After)
+	got, err := sriov.Carve(wide, b.fs, addr, res.After)
 	res.After = got
 	if err != nil {
 		err = fmt.Errorf("carve PF %s: %w: %w", p.id(), ErrUnavailable, err)
 	}
-	return errors.Join(err, b.noteCarve(ctx, p, nil, err == nil), b.readPF(p.pf.Addr.String()))
+	return errors.Join(err, b.noteCarve(ctx, p, nil, err == nil), b.readPF(addr.String()))
 }
 
 // noteCarve makes a carve's begin or end (nil) durable. fresh says that the VFs
@@ -136,7 +163,7 @@ func (b *Broker) noteCarve(ctx context.Context, p *pfState, c *Carving, fresh bo
 		}
 	}
 	b.mu.Unlock()
-	if err := b.store.Commit(ctx, batch); err != nil {
+	if err := b.commit(ctx, batch); err != nil {
 		return err
 	}
 	b.mu.Lock()
@@ -153,21 +180,24 @@ func (b *Broker) noteCarve(ctx context.Context, p *pfState, c *Carving, fresh bo
 }
 
 // finishCarving goes on with the carves that a crash interrupted in this boot.
-// A carve is begun only while no lease holds a VF of the PF, so none can now.
+// A carve is begun only while no lease holds a VF of the PF, so none can now. It runs before leases are
+// driven on: nobody else changes the inventory.
 func (b *Broker) finishCarving(ctx context.Context) error {
 	for _, p := range b.allPFs() {
 		c := p.record.Carve
 		if c == nil || !p.present {
 			continue
 		}
-		if c.BootID != b.bootID || p.live > 0 {
+		err := errors.Join(p.mayHave(c.Want), p.mayLose())
+		if c.BootID != b.bootID || err != nil {
+			b.log.Warn("give up an interrupted carve", "pf", p.id(), "want", c.Want, "err", err)
 			if err := b.noteCarve(ctx, p, nil, false); err != nil {
 				return err
 			}
 			continue
 		}
 		res := CarveResult{PF: p.id(), Before: p.pf.NumVFs, After: c.Want}
-		if err := b.carve(ctx, p, &res); err != nil {
+		if err := b.carve(ctx, p, p.pf.Addr, &res); err != nil {
 			b.log.Error("finish carve", "pf", p.id(), "want", c.Want, "err", err)
 		}
 	}
@@ -176,14 +206,19 @@ func (b *Broker) finishCarving(ctx context.Context) error {
 
 // carveByPolicy brings each PF of the allow-list to the count that its policy names.
 func (b *Broker) carveByPolicy(ctx context.Context) error {
+	wanted := map[string]int{}
 	for _, p := range b.allPFs() {
-		if p.policy == nil || p.policy.VFs == nil || !p.present {
-			continue
+		b.mu.look()
+		if p.policy != nil && p.policy.VFs != nil && p.present {
+			wanted[p.id()] = *p.policy.VFs
 		}
-		_, err := b.Carve(ctx, Caller{Admin: true}, CarveRequest{RequestID: "policy", PF: p.id(), NumVFs: *p.policy.VFs})
+		b.mu.Unlock()
+	}
+	for pf, n := range wanted {
+		_, err := b.Carve(ctx, Caller{Admin: true}, CarveRequest{RequestID: "policy", PF: pf, NumVFs: n})
 		if err != nil {
 			// Leases of this boot may hold VFs: what is lent comes first.
-			b.log.Error("carve by policy", "pf", p.id(), "want", *p.policy.VFs, "err", err)
+			b.log.Error("carve by policy", "pf", pf, "want", n, "err", err)
 		}
 	}
 	return nil

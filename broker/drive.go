@@ -114,11 +114,22 @@ func (d *driver) act(l Lease, s StepName, effect func(context.Context, *Lease, S
 	if s == StepBind {
 		d.b.refreshFunction(l.Function) // our own write: no need to wait for its event
 	}
-	d.spent = append(d.spent, StepTime{s, took})
+	d.spend(s, took)
 	d.b.onStep(s, took)
 	d.b.mu.Lock()
 	d.e.lease.Slot, d.e.lease.Unsupported = l.Slot, l.Unsupported
 	d.b.mu.Unlock()
+}
+
+// spend adds to the time of a step; one that is done again has one sum.
+func (d *driver) spend(s StepName, took time.Duration) {
+	for i := range d.spent {
+		if d.spent[i].Name == s {
+			d.spent[i].Duration += took
+			return
+		}
+	}
+	d.spent = append(d.spent, StepTime{s, took})
 }
 
 func (b *Broker) stepLimit(s StepName) time.Duration {
@@ -243,7 +254,7 @@ func (b *Broker) transition(e *entry, from LeaseState, change func(*Lease, *Batc
 	l.Changed = time.Now()
 	batch.Leases = append(batch.Leases, l)
 	batch.Forget = forget
-	if err := b.store.Commit(b.ctx, batch); err != nil {
+	if err := b.commit(b.ctx, batch); err != nil {
 		return err
 	}
 	b.mu.Lock()

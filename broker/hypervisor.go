@@ -64,7 +64,7 @@ const (
 	EventDetached      EventKind = "detached"       // the slot is free, the guest let go
 	EventUnplugRefused EventKind = "unplug-refused" // the guest said no
 	EventGuestGone     EventKind = "guest-gone"     // monitor closed: the guest ended or its hypervisor died
-	EventLost          EventKind = "events-lost"    // look again
+	EventLost          EventKind = "events-lost"    // look again: at the guest's functions, at everything when none is named
 )
 
 // Event is what happened to a guest.

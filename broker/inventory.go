@@ -18,7 +18,8 @@ type inventory struct {
 	// records is what is remembered of functions. It outlives them: a VF that
 	// somebody destroys and makes anew is as clean as its record says.
 	records map[FunctionID]FunctionRecord
-	away    []PFRecord // of the journal, for PFs that were not seen since the start too
+	held    map[FunctionID]LeaseID // by live leases, whether the function is there or not
+	away    []PFRecord             // of the journal, for PFs that were not seen since the start too
 }
 
 // functionRef points at a PF (index −1) or one of its VFs.
@@ -63,7 +64,7 @@ func (p *pfState) named(name string) bool {
 }
 
 func newInventory(records []FunctionRecord, away []PFRecord) inventory {
-	inv := inventory{byID: map[string]*pfState{}, records: map[FunctionID]FunctionRecord{}, away: away}
+	inv := inventory{byID: map[string]*pfState{}, records: map[FunctionID]FunctionRecord{}, held: map[FunctionID]LeaseID{}, away: away}
 	for _, r := range records {
 		inv.records[r.ID] = r
 	}
@@ -100,6 +101,11 @@ func (inv *inventory) update(read uint64, pf sriov.PF, record PFRecord, policy *
 		p = &pfState{writing: make(chan struct{}, 1)}
 		inv.pfs = append(inv.pfs, p)
 		inv.byID[record.ID] = p
+		for id := range inv.held {
+			if id.PF == record.ID {
+				p.live++
+			}
+		}
 	} else {
 		record.Carve = p.record.Carve // noteCarve's to change, whatever was remembered when the look began
 	}
@@ -111,6 +117,9 @@ func (inv *inventory) update(read uint64, pf sriov.PF, record PFRecord, policy *
 			p.vfs[i] = old[i]
 		} else {
 			p.vfs[i].become(inv.records[p.functionID(i)])
+			if lease := inv.held[p.functionID(i)]; lease != "" {
+				p.vfs[i].lease, p.vfs[i].state = lease, Leased
+			}
 		}
 		// A VF that could not be read is not among pf.VFs.
 		j := slices.IndexFunc(pf.VFs, func(vf sriov.VF) bool { return vf.Index == i })
@@ -166,6 +175,7 @@ func (inv *inventory) index() {
 
 // hold gives a function to a lease.
 func (inv *inventory) hold(id FunctionID, lease LeaseID) {
+	inv.held[id] = lease
 	p, v := inv.function(id)
 	if p != nil {
 		p.live++
@@ -177,6 +187,7 @@ func (inv *inventory) hold(id FunctionID, lease LeaseID) {
 
 // drop takes a function from its lease; record is what is remembered of it now.
 func (inv *inventory) drop(id FunctionID, record FunctionRecord) {
+	delete(inv.held, id)
 	p, v := inv.function(id)
 	if p != nil {
 		p.live--

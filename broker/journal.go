@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"vfbroker/sriov"
@@ -18,6 +19,24 @@ type Store interface {
 	Commit(ctx context.Context, batch Batch) error
 	// Close releases the journal for another daemon.
 	Close() error
+}
+
+// commit makes a batch durable, and with it takes back what earlier commits
+// failed to write: a failed commit may have reached the disk, and must not be believed after a restart.
+func (b *Broker) commit(ctx context.Context, batch Batch) error {
+	b.mu.Lock()
+	n := len(b.disowned)
+	batch.Forget = append(batch.Forget, b.disowned...)
+	b.mu.Unlock()
+	if err := b.store.Commit(ctx, batch); err != nil {
+		return err
+	}
+	if n > 0 {
+		b.mu.Lock()
+		b.disowned = slices.DeleteFunc(b.disowned, func(id LeaseID) bool { return slices.Contains(batch.Forget, id) })
+		b.mu.Unlock()
+	}
+	return nil
 }
 
 // Journal is all that survives the daemon.

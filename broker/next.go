@@ -99,6 +99,8 @@ func nextPending(o observed) action {
 		case unseen:
 			return action{verb: look, step: StepAttach}
 		case asWanted:
+		case failed:
+			return action{verb: wait, step: StepAttach, err: a.err}
 		default:
 			return action{verb: turn, to: Releasing, err: fmt.Errorf("the daemon was restarted before the guest held the function: %w", ErrUnavailable)}
 		}

@@ -3,6 +3,7 @@ package broker
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"vfbroker/sriov/pci"
@@ -44,7 +45,7 @@ func place(inv *inventory, r Request) (FunctionID, error) {
 	case len(refusals) == 0:
 		return FunctionID{}, fmt.Errorf("place function: %w: this host has no PF with SR-IOV; see vfbroker doctor", ErrNoCapacity)
 	default:
-		return FunctionID{}, fmt.Errorf("place function: %w: %s", ErrNoCapacity, joinCauses(refusals))
+		return FunctionID{}, fmt.Errorf("place function: %w", allRefused(refusals))
 	}
 }
 
@@ -52,13 +53,23 @@ func unknownPF(name string) error {
 	return fmt.Errorf("find PF %.80q: %w: this host has no such PF with SR-IOV; see vfbroker inventory", name, ErrNotFound)
 }
 
-func joinCauses(errs []error) string {
-	parts := make([]string, len(errs))
-	for i, err := range errs {
+// allRefused is "no capacity", for the reasons that each PF gave.
+type allRefused []error
+
+func (r allRefused) Error() string {
+	parts := make([]string, len(r))
+	for i, err := range r {
 		parts[i] = err.Error()
 	}
-	return strings.Join(parts, "; ")
+	return ErrNoCapacity.Error() + ": " + strings.Join(parts, "; ")
 }
+
+func (r allRefused) Is(target error) bool {
+	return target == ErrNoCapacity || target == errDown && slices.ContainsFunc(r, func(err error) bool { return errors.Is(err, errDown) })
+}
+
+// errDown: what refuses may have changed without a kernel event.
+var errDown = errors.New("interface down")
 
 // placeExact checks the function that the request names.
 func placeExact(inv *inventory, r Request) (FunctionID, error) {
@@ -143,7 +154,7 @@ func usable(p *pfState, r Request) error {
 		return fmt.Errorf("PF %s: %w: it is being carved; try again when that has ended", p.id(), ErrUnavailable)
 	case !p.pf.Up:
 		// VFs of a PF that is down have no link, and igb's fail to initialise.
-		return fmt.Errorf("PF %s: %w: its interface %s is down; ip link set %s up", p.id(), ErrUnavailable, p.pf.Netdev, p.pf.Netdev)
+		return fmt.Errorf("PF %s: %w: %w: ip link set %s up", p.id(), ErrUnavailable, errDown, p.pf.Netdev)
 	case r.Trust && !p.policy.Trust:
 		return fmt.Errorf("PF %s: %w: its policy does not allow trusted VFs", p.id(), ErrDenied)
 	}

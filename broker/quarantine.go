@@ -18,6 +18,12 @@ func (b *Broker) Clear(ctx context.Context, c Caller, function string) (VFView, 
 		return VFView{}, fmt.Errorf("clear function %.80q: %w: only root may", function, ErrDenied)
 	}
 	id, lease, err := b.takeQuarantined(function)
+	if errors.Is(err, errClear) { // a repeated request: it was cleared
+		b.mu.look()
+		defer b.mu.Unlock()
+		p, _ := b.inv.function(id)
+		return p.vfView(id.Index), nil
+	}
 	if err != nil {
 		return VFView{}, err
 	}
@@ -52,6 +58,8 @@ func (b *Broker) takeQuarantined(function string) (FunctionID, Lease, error) {
 		return id, Lease{}, fmt.Errorf("clear function %s: %w: its PF is not on the allow-list", id, ErrDenied)
 	case p.carving:
 		return id, Lease{}, fmt.Errorf("clear function %s: %w: its PF is being carved", id, ErrUnavailable)
+	case v.state == Free:
+		return id, Lease{}, errClear
 	case v.state != Quarantined:
 		return id, Lease{}, fmt.Errorf("clear function %s: %w: it is %s, not quarantined", id, ErrConflict, v.state)
 	case v.vf.Driver != "" && !b.oursToBind(v.vf.Driver):
@@ -72,6 +80,21 @@ func (b *Broker) oursToBind(driver string) bool {
 	return false
 }
 
+// errClear: the function is not in quarantine any more.
+var errClear = errors.New("free already")
+
+// takeBack unbinds a function that one of our hypervisors' drivers still holds. The hypervisor
+// does it, since it knows how to see that nobody has the function open.
+func (b *Broker) takeBack(ctx context.Context, l Lease) error {
+	driver, _, err := iommu.Driver(b.fs, l.Addr)
+	for _, hv := range b.hvs {
+		if err == nil && driver != "" && hv.Capabilities().Driver == driver {
+			return hv.Prepare(ctx, l.function(), Setting{UID: -1, GID: -1})
+		}
+	}
+	return err
+}
+
 // scrubAgain goes through the last steps of a release and makes the outcome durable.
 func (b *Broker) scrubAgain(ctx context.Context, id FunctionID, l Lease) (FunctionRecord, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.limits.Step)
@@ -80,7 +103,7 @@ func (b *Broker) scrubAgain(ctx context.Context, id FunctionID, l Lease) (Functi
 	record := b.inv.recordOf(id)
 	b.mu.Unlock()
 	var scrub ScrubRecord
-	err := iommu.Unbind(ctx, b.fs, l.Addr)
+	err := b.takeBack(ctx, l)
 	for _, step := range []StepName{StepReset, StepAttributes} {
 		if err == nil {
 			err = b.scrub(ctx, &l, step, &scrub)
@@ -98,7 +121,7 @@ func (b *Broker) scrubAgain(ctx context.Context, id FunctionID, l Lease) (Functi
 	if err != nil {
 		cleared.Quarantined, cleared.Scrub = err.Error(), nil
 	}
-	if commitErr := b.store.Commit(ctx, Batch{Functions: []FunctionRecord{cleared}}); commitErr != nil {
+	if commitErr := b.commit(ctx, Batch{Functions: []FunctionRecord{cleared}}); commitErr != nil {
 		return record, errors.Join(err, commitErr) // as it was: the journal does not know of the scrub
 	}
 	return cleared, err

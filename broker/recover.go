@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vfbroker/sriov"
 	"vfbroker/sriov/sysfs"
 )
@@ -26,7 +28,10 @@ func (b *Broker) recover(ctx context.Context) error {
 	if err := b.discover(ctx); err != nil {
 		return err
 	}
-	live := b.restore(journal.Leases)
+	live, err := b.restore(journal.Leases)
+	if err != nil {
+		return err
+	}
 	if err := b.endOldBoot(live); err != nil {
 		return err
 	}
@@ -38,20 +43,23 @@ func (b *Broker) recover(ctx context.Context) error {
 }
 
 // restore takes the journal's leases into memory and returns the live ones.
-func (b *Broker) restore(leases []Lease) []*entry {
+func (b *Broker) restore(leases []Lease) (live []*entry, err error) {
 	sortByCounter(leases)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var live []*entry
 	for _, l := range leases {
 		e := newEntry(l)
 		b.leases.add(e)
 		if l.State.Live() {
+			if other := b.inv.held[l.Function]; other != "" {
+				return nil, fmt.Errorf("load journal: %w: it has function %s lent twice, by leases %s and %s; release what guests hold, then move the file away",
+					ErrUnavailable, l.Function, other, l.ID)
+			}
 			b.inv.hold(l.Function, l.ID)
 			live = append(live, e)
 		}
 	}
-	return live
+	return live, nil
 }
 
 // endOldBoot closes the leases of an earlier boot: their guests and all that
@@ -135,7 +143,7 @@ func (b *Broker) discover(ctx context.Context) error {
 func (b *Broker) takeOver(ctx context.Context, read uint64, pf sriov.PF, records []PFRecord) (string, error) {
 	record, changed := nameOf(pf, records)
 	if changed {
-		if err := b.store.Commit(ctx, Batch{PFs: []PFRecord{record}}); err != nil {
+		if err := b.commit(ctx, Batch{PFs: []PFRecord{record}}); err != nil {
 			return "", err
 		}
 	}
@@ -183,21 +191,36 @@ func (b *Broker) readPF(addr string) error {
 	return errors.Join(err, takeErr)
 }
 
-// relook reads the PFs of the allow-list anew, since what refuses a request
-// (an interface that is down) may have changed without an event. It says whether there was anything to read.
-func (b *Broker) relook() bool {
+// relook reads anew whether the interfaces of the allow-list's PFs that were
+// down are up: that changes without a kernel event. It says whether one is.
+func (b *Broker) relook() (changed bool) {
 	b.mu.Lock()
-	var addrs []string
+	down := map[string]string{} // identity to netdev
 	for _, p := range b.inv.pfs {
-		if p.policy != nil && p.present {
-			addrs = append(addrs, p.pf.Addr.String())
+		if p.policy != nil && p.present && !p.pf.Up {
+			down[p.id()] = p.pf.Netdev
 		}
 	}
 	b.mu.Unlock()
-	for _, addr := range addrs {
-		if err := b.readPF(addr); err != nil {
-			b.log.Warn("inventory", "pf", addr, "err", err)
+	for id, netdev := range down {
+		if b.netdevUp(netdev) {
+			b.setUp(id, true)
+			changed = true
 		}
 	}
-	return len(addrs) > 0
+	return changed
+}
+
+// netdevUp says whether an interface is administratively up.
+func (b *Broker) netdevUp(netdev string) bool {
+	flags, err := sysfs.ReadHex(b.fs, "/sys/class/net/"+netdev+"/flags")
+	return netdev != "" && err == nil && flags&unix.IFF_UP != 0
+}
+
+func (b *Broker) setUp(pf string, up bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if p := b.inv.byID[pf]; p != nil {
+		p.pf.Up = up
+	}
 }

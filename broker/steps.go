@@ -27,7 +27,10 @@ func (b *Broker) look(ctx context.Context, l Lease, s StepName, tried bool) obse
 
 func (b *Broker) condition(ctx context.Context, l Lease, s StepName, tried bool) (condition, error) {
 	hv, err := b.hypervisor(l.Target)
-	if err != nil {
+	switch {
+	case l.Addr.IsZero():
+		return gone, fmt.Errorf("lease %s: %w: it names no function", l.ID, ErrInvalid)
+	case err != nil:
 		return unseen, err
 	}
 	switch s {
@@ -48,6 +51,8 @@ func (b *Broker) condition(ctx context.Context, l Lease, s StepName, tried bool)
 			return asFree, nil
 		case now == l.Plan.Want:
 			return asWanted, nil
+		case now.Driver != "" && now.Driver != l.Plan.Want.Driver && now.Driver != l.Plan.Found.Driver:
+			return unseen, foreign(&l, now.Driver) // never taken from under somebody else
 		}
 		return between, nil
 	case StepAttach:

@@ -26,7 +26,7 @@ func (b *Broker) concerned(target Target, ev Event) (found []*entry) {
 			}
 		}
 	}
-	if ev.Kind != EventLost {
+	if ev.Kind != EventLost || ev.Guest != "" {
 		pick(b.leases.byGuest[ev.Guest])
 		return found
 	}
@@ -68,15 +68,16 @@ func (b *Broker) refresh(ev sysfs.Uevent) error {
 	b.mu.Lock()
 	ref, known := b.inv.byAddr[ev.PCI]
 	var id FunctionID
+	var pf string
 	if known {
-		id = FunctionID{PF: ref.pf.id(), Index: ref.index}
+		id, pf = FunctionID{PF: ref.pf.id(), Index: ref.index}, ref.pf.pf.Addr.String()
 	}
 	b.mu.Unlock()
 	switch {
 	case known && id.Index >= 0:
 		return b.refreshFunction(id)
 	case known:
-		return b.readPF(ref.pf.pf.Addr.String())
+		return b.readPF(pf)
 	case ev.Subsystem == "pci" && ev.Action == "add":
 		// A VF of a PF that is being carved, or a new device.
 		return b.readPF(ev.PCI.String())

@@ -30,8 +30,9 @@ type Hypervisor struct {
 	log    *slog.Logger
 	events *hub
 
-	mu    sync.Mutex // guards lines and what they hold; never held while waiting
-	lines map[broker.GuestID]*line
+	mu     sync.Mutex // guards what follows and what it holds; never held while waiting
+	lines  map[broker.GuestID]*line
+	ending map[broker.GuestID]*session // lost, and its process may be ending: one of a guest at most
 }
 
 // driver is what must hold a function before QEMU can open it.
@@ -46,7 +47,8 @@ func New(fs sysfs.FS, guests func(broker.GuestID) (broker.GuestConfig, error), l
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Hypervisor{fs: fs, guests: guests, log: log, events: newHub(), lines: map[broker.GuestID]*line{}}
+	return &Hypervisor{fs: fs, guests: guests, log: log, events: newHub(),
+		lines: map[broker.GuestID]*line{}, ending: map[broker.GuestID]*session{}}
 }
 
 // Capabilities of KVM: vfio-pci, and a shim over vsock.

@@ -22,7 +22,6 @@ type line struct {
 	dialing chan struct{} // capacity 1: held by who connects
 	users   int           // methods at work; guarded by Hypervisor.mu
 	session *session      // nil: not connected; guarded by Hypervisor.mu
-	ending  *session      // lost, and its process may be ending; guarded by Hypervisor.mu
 }
 
 // session is one connection to the monitor of one incarnation of a guest.
@@ -99,7 +98,7 @@ func (h *Hypervisor) leave(l *line) {
 
 // settle hangs up and forgets a line that nobody needs. h.mu is held.
 func (h *Hypervisor) settle(l *line) {
-	if l.users > 0 || l.ending != nil || l.session != nil && len(l.session.slots) > 0 {
+	if l.users > 0 || l.session != nil && len(l.session.slots) > 0 {
 		return
 	}
 	if l.session != nil {
@@ -134,8 +133,8 @@ func (h *Hypervisor) connect(ctx context.Context, l *line, path string) (*sessio
 	if old := l.session; old != nil {
 		old.mon.close()
 	}
-	if l.ending != nil && l.ending.proc == s.proc {
-		l.ending.pidfd.SetReadDeadline(time.Unix(1, 0)) // it did not end: the wait is over
+	if old := h.ending[l.guest]; old != nil && old.proc == s.proc {
+		old.stopWaiting() // it did not end
 	}
 	l.session = s
 	h.mu.Unlock()
@@ -276,24 +275,8 @@ func (h *Hypervisor) onEvent(l *line, s *session, event string, data json.RawMes
 // function resets it, so this can take seconds.
 func (h *Hypervisor) onEnd(l *line, s *session, cause error) {
 	defer s.pidfd.Close()
-	var protocol *protocolError
-	hungUp := errors.Is(cause, net.ErrClosed)
-
-	h.mu.Lock()
-	held := len(s.slots) > 0 && !hungUp
-	clear(s.slots)
-	if l.session == s {
-		l.session = nil
-	}
-	goesOn := l.session != nil && l.session.proc == s.proc
-	wait := !hungUp && !errors.As(cause, &protocol) && !goesOn
-	if wait {
-		l.ending = s
-	}
-	h.mu.Unlock()
-
-	if held {
-		h.log.Warn("monitor lost while the guest holds functions", "guest", s.guest, "monitor", s.path, "cause", cause)
+	wait, lost := h.lose(l, s, cause)
+	if lost {
 		h.events.publish(broker.Event{Kind: broker.EventLost, Guest: s.guest})
 	}
 	if wait {
@@ -302,8 +285,8 @@ func (h *Hypervisor) onEnd(l *line, s *session, cause error) {
 	close(s.over)
 
 	h.mu.Lock()
-	if l.ending == s {
-		l.ending = nil
+	if h.ending[s.guest] == s {
+		delete(h.ending, s.guest)
 	}
 	h.settle(l)
 	h.mu.Unlock()
@@ -311,3 +294,37 @@ func (h *Hypervisor) onEnd(l *line, s *session, cause error) {
 		h.events.publish(broker.Event{Kind: broker.EventGuestGone, Guest: s.guest})
 	}
 }
+
+// lose takes a session whose connection has ended off its line. It says whether
+// to wait for the end of the process, and whether events of the guest were lost. Who is behind the
+// socket may greet and hang up each time, so that one wait of a guest replaces the one before.
+func (h *Hypervisor) lose(l *line, s *session, cause error) (wait, lost bool) {
+	var protocol *protocolError
+	hungUp := errors.Is(cause, net.ErrClosed)
+
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	held := len(s.slots) > 0 && !hungUp
+	clear(s.slots)
+	if l.session == s {
+		l.session = nil
+	}
+	now := h.lines[s.guest] // another line than l, if nobody needed that one any more
+	goesOn := now != nil && now.session != nil && now.session.proc == s.proc
+	wait = !hungUp && !errors.As(cause, &protocol) && !goesOn
+	lost = held
+	if wait {
+		if old := h.ending[s.guest]; old != nil {
+			old.stopWaiting()
+			lost = lost || old.proc != s.proc // nobody will tell of that one's end
+		}
+		h.ending[s.guest] = s
+	}
+	if held {
+		h.log.Warn("monitor lost while the guest holds functions", "guest", s.guest, "monitor", s.path, "cause", cause)
+	}
+	return wait, lost
+}
+
+// stopWaiting ends the wait for the end of the session's process.
+func (s *session) stopWaiting() { _ = s.pidfd.SetReadDeadline(time.Unix(1, 0)) }

@@ -48,7 +48,7 @@ var ErrTimeout = errors.New("emulated host: command did not end in time")
 
 // drainTimeout bounds the time from the command's end to the delivery of all
 // that it wrote.
-const drainTimeout = 30 * time.Second
+const drainTimeout = 2 * time.Minute
 
 // Run runs a command on an emulated host of its own and returns how it ended.
 // An error means that there is no exit status: the machine failed, the time

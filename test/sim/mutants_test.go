@@ -19,6 +19,7 @@ type mutant struct {
 
 var mutants = []mutant{
 	{"I1: a function that a lease holds is not lent again", "place.go", `case v.lease != "":`, `case false:`},
+	{"I1: a commit that failed is believed after a restart", "journal.go", `batch.Forget = append(batch.Forget, b.disowned...)`, ``},
 	{"I2: no reset between tenants", "next.go", `StepAttach, StepBind, StepReset, StepAttributes}`, `StepAttach, StepBind, StepAttributes}`},
 	{"I2: attributes are not cleared", "next.go", `StepAttach, StepBind, StepReset, StepAttributes}`, `StepAttach, StepBind, StepReset}`},
 	{"I2: a quarantined function is lent", "place.go", `case v.state == Quarantined:`, `case false:`},
@@ -30,10 +31,10 @@ var mutants = []mutant{
 `, ``},
 	{"I6: a guest that was asked to let go is taken to have done so", "next.go", `case a.is == asFree:`, `case a.is == asFree || a.is == asked:`},
 	{"I6: the driver is not restored", "next.go", `StepAttach, StepBind, StepReset, StepAttributes}`, `StepAttach, StepReset, StepAttributes}`},
-	{"I7: what cannot be written is granted all the same", "drive.go", `	if err := b.store.Commit(b.ctx, batch); err != nil {
+	{"I7: what cannot be written is granted all the same", "drive.go", `	if err := b.commit(b.ctx, batch); err != nil {
 		return err
-	}`, `	b.store.Commit(b.ctx, batch)`},
-	{"I7: the host is changed before the intent is durable", "acquire.go", `err = b.store.Commit(ctx, Batch{Counter: l.Generation.Counter, Leases: []Lease{l}})`, `err = nil`},
+	}`, `	b.commit(b.ctx, batch)`},
+	{"I7: the host is changed before the intent is durable", "acquire.go", `err = b.commit(ctx, Batch{Counter: l.Generation.Counter, Leases: []Lease{l}})`, `err = nil`},
 	{"I7: an event sets a lease going before it is durable", "acquire.go", `e.driven = true`, `e.driven = false`},
 	{"I8: one PF's writes hold up another's", "attributes.go", `case p.writing <- struct{}{}:
 		defer func() { <-p.writing }()`, `case b.inv.pfs[0].writing <- struct{}{}:

@@ -25,6 +25,7 @@ type verdict struct {
 	after    bool  // crash after the effect; for a commit also see unsynced
 	unsynced bool  // crash between a commit's write and its sync
 	fail     error // the effect does not happen, and this is what its maker is told
+	reached  bool  // the effect happens all the same, and its maker is told that it failed
 }
 
 // crash is a way to end the daemon.
@@ -60,7 +61,7 @@ func (s *scheduler) pass(name string, commit bool, do func() error, sync func())
 	s.mu.Unlock()
 	v := <-g.verdict
 	switch {
-	case v.fail != nil:
+	case v.fail != nil && !v.reached:
 		return v.fail
 	case v.crash != none && !v.after && !v.unsynced:
 		return errDead
@@ -74,6 +75,9 @@ func (s *scheduler) pass(name string, commit bool, do func() error, sync func())
 	}
 	if v.crash != none {
 		return errDead
+	}
+	if v.fail != nil {
+		return v.fail
 	}
 	return err
 }

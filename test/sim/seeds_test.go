@@ -162,7 +162,7 @@ func (p *play) fate(g *gate) verdict {
 		}
 		return v
 	case k < 3:
-		return verdict{fail: []error{syscall.EIO, syscall.EBUSY, syscall.EINVAL}[p.rand.IntN(3)]}
+		return verdict{fail: []error{syscall.EIO, syscall.EBUSY, syscall.EINVAL}[p.rand.IntN(3)], reached: g.commit && p.rand.IntN(2) == 0}
 	}
 	return verdict{}
 }
@@ -227,7 +227,7 @@ func (p *play) reboot() {
 		if p.boot(func(gates []*gate) (*gate, verdict) {
 			g := gates[p.rand.IntN(len(gates))]
 			v := p.fate(g)
-			v.fail = nil // a recovery that cannot write ends; the next one is the same
+			v.fail, v.reached = nil, false // a recovery that cannot write ends; the next one is the same
 			return g, v
 		}) {
 			return

@@ -3,7 +3,6 @@
 # to a bridged NIC, and lets the guest ping a peer on each path.
 # The guest runs the same program, with the word "guest".
 set -eu
-here=$(cd "$(dirname "$0")" && pwd)
 since() { read -r up _ </proc/uptime; echo "nested: $* at ${up}s"; }
 
 if [ "${VFLAB_ROLE:-host}" = guest ]; then
@@ -34,6 +33,8 @@ if [ "${VFLAB_ROLE:-host}" = guest ]; then
 fi
 
 since start
+# The guest has its own /tmp and /run: the program must lie elsewhere to be seen there.
+mkdir -p /opt && cp "$0" /opt/nested.sh
 echo 0 >/sys/bus/pci/devices/0000:01:00.0/sriov_drivers_autoprobe
 ip link set eth0 up
 echo 2 >/sys/bus/pci/devices/0000:01:00.0/sriov_numvfs
@@ -57,7 +58,7 @@ for i in br0 eth2 tap0; do ip link set $i up; done
 mkfifo /run/mon.in /run/mon.out
 qemu-system-x86_64 -M q35 -accel kvm -cpu host -m 512M -smp 1 -nodefaults -no-user-config -display none \
 	-kernel /lab/vmlinuz -initrd /lab/initrd.img \
-	-append "console=ttyS0 vflab.role=guest vflab.exec=$here/nested.sh vflab.modules=virtio_net,igbvf quiet" \
+	-append "console=ttyS0 vflab.role=guest vflab.exec=/opt/nested.sh vflab.modules=virtio_net,igbvf quiet" \
 	-fsdev local,id=root,path=/,security_model=none,readonly=on,multidevs=remap -device virtio-9p-pci,fsdev=root,mount_tag=root \
 	-netdev tap,id=n0,ifname=tap0,script=no,downscript=no,vhost=on -device virtio-net-pci,netdev=n0,mac=52:54:00:0c:00:01,romfile= \
 	-device pcie-root-port,id=hp0,chassis=10,slot=10 \
