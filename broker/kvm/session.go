@@ -275,8 +275,11 @@ func (h *Hypervisor) onEvent(l *line, s *session, event string, data json.RawMes
 // function resets it, so this can take seconds.
 func (h *Hypervisor) onEnd(l *line, s *session, cause error) {
 	defer s.pidfd.Close()
-	wait, lost := h.lose(l, s, cause)
-	if lost {
+	wait, held, replaced := h.lose(l, s, cause)
+	if held {
+		h.log.Warn("monitor lost while the guest holds functions", "guest", s.guest, "monitor", s.path, "cause", cause)
+	}
+	if held || replaced { // of a process that was replaced nobody will tell the end
 		h.events.publish(broker.Event{Kind: broker.EventLost, Guest: s.guest})
 	}
 	if wait {
@@ -296,15 +299,15 @@ func (h *Hypervisor) onEnd(l *line, s *session, cause error) {
 }
 
 // lose takes a session whose connection has ended off its line. It says whether
-// to wait for the end of the process, and whether events of the guest were lost. Who is behind the
-// socket may greet and hang up each time, so that one wait of a guest replaces the one before.
-func (h *Hypervisor) lose(l *line, s *session, cause error) (wait, lost bool) {
+// to wait for the end of the process, whether the guest held slots, and whether the wait replaced that
+// for another process. Who is behind the socket may greet and hang up each time, so a guest has one wait.
+func (h *Hypervisor) lose(l *line, s *session, cause error) (wait, held, replaced bool) {
 	var protocol *protocolError
 	hungUp := errors.Is(cause, net.ErrClosed)
 
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	held := len(s.slots) > 0 && !hungUp
+	held = len(s.slots) > 0 && !hungUp
 	clear(s.slots)
 	if l.session == s {
 		l.session = nil
@@ -312,18 +315,15 @@ func (h *Hypervisor) lose(l *line, s *session, cause error) (wait, lost bool) {
 	now := h.lines[s.guest] // another line than l, if nobody needed that one any more
 	goesOn := now != nil && now.session != nil && now.session.proc == s.proc
 	wait = !hungUp && !errors.As(cause, &protocol) && !goesOn
-	lost = held
-	if wait {
-		if old := h.ending[s.guest]; old != nil {
-			old.stopWaiting()
-			lost = lost || old.proc != s.proc // nobody will tell of that one's end
-		}
-		h.ending[s.guest] = s
+	if !wait {
+		return false, held, false
 	}
-	if held {
-		h.log.Warn("monitor lost while the guest holds functions", "guest", s.guest, "monitor", s.path, "cause", cause)
+	old := h.ending[s.guest]
+	if old != nil {
+		old.stopWaiting()
 	}
-	return wait, lost
+	h.ending[s.guest] = s
+	return true, held, old != nil && old.proc != s.proc
 }
 
 // stopWaiting ends the wait for the end of the session's process.
