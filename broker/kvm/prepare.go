@@ -81,12 +81,16 @@ func (h *Hypervisor) prepare(ctx context.Context, addr pci.Addr, want broker.Set
 	return h.giveNode(ctx, addr, want.UID, want.GID)
 }
 
-// takeNode takes the device node back from the guest's user, once no process
+// takeNode takes the device node back from the guest's user, and then waits until no process
 // has it open: unbinding a function that is open would block in the kernel until it is closed.
+// In this order nobody but root can open it once it was seen closed. If it stays open it stays root's.
 // A group can be opened once (drivers/vfio/group.c vfio_group_fops_open), so that trying to tells.
 func (h *Hypervisor) takeNode(ctx context.Context, addr pci.Addr) error {
 	group, err := iommu.GroupOf(h.fs, addr)
 	if err != nil {
+		return err
+	}
+	if err := h.giveNode(ctx, addr, 0, 0); err != nil {
 		return err
 	}
 	node := iommu.Node(group)
@@ -96,13 +100,13 @@ func (h *Hypervisor) takeNode(ctx context.Context, addr pci.Addr) error {
 		_, err := h.fs.ReadFile(node)
 		return !errors.Is(err, syscall.EBUSY), nil
 	})
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return fmt.Errorf("take function %s from vfio-pci: %w", addr, err)
-	}
-	if err != nil {
+	case err != nil:
 		return fmt.Errorf("take function %s from vfio-pci: a process has %s open: end it, or detach the function from it", addr, node)
 	}
-	return h.giveNode(ctx, addr, 0, 0)
+	return nil
 }
 
 func (h *Hypervisor) giveNode(ctx context.Context, addr pci.Addr, uid, gid int) error {
