@@ -2,9 +2,13 @@ package broker_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
+	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -40,6 +44,73 @@ func BenchmarkAcquireCommit(b *testing.B) {
 			r := records[n%keptLeases]
 			if err := db.Update(func(tx *bolt.Tx) error { return tx.Bucket(benchBucket).Put(r.key, r.value) }); err != nil {
 				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("rewrite", func(b *testing.B) {
+		records := sampleRecords(b)
+		path := filepath.Join(b.TempDir(), "state.json")
+		for b.Loop() {
+			if err := rewrite(path, records); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// rewrite writes the whole state anew, as the kubelet's checkpoints are: a file beside it, fsync, rename.
+func rewrite(path string, records []record) error {
+	var state []byte
+	for _, r := range records {
+		state = append(append(state, r.value...), '\n')
+	}
+	f, err := os.Create(path + ".new")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(state)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// BenchmarkAcquireClients is a durable commit while 64 clients acquire: ours
+// writes together what waits; bbolt's Batch waits 10 ms (its default) for others to write together with.
+func BenchmarkAcquireClients(b *testing.B) {
+	const clients = 64
+	b.Run("vfbroker", func(b *testing.B) {
+		store := filledStore(b)
+		var n atomic.Int64
+		parallel(b, clients, func() error {
+			i := int(n.Add(1))
+			state := broker.Pending
+			if i%2 == 0 {
+				state = broker.Active
+			}
+			l := sampleLease(i/2, state)
+			return store.Commit(b.Context(), broker.Batch{Counter: l.Generation.Counter, Leases: []broker.Lease{l}})
+		})
+	})
+	b.Run("bbolt-Batch", func(b *testing.B) {
+		records := sampleRecords(b)
+		db := filledBolt(b, records)
+		b.ReportMetric(float64(db.MaxBatchDelay.Microseconds()), "µs-delay")
+		var n atomic.Int64
+		parallel(b, clients, func() error {
+			r := records[n.Add(1)%keptLeases]
+			return db.Batch(func(tx *bolt.Tx) error { return tx.Bucket(benchBucket).Put(r.key, r.value) })
+		})
+	})
+}
+
+// parallel measures f when so many goroutines call it at a time.
+func parallel(b *testing.B, goroutines int, f func() error) {
+	b.SetParallelism(goroutines / runtime.GOMAXPROCS(0))
+	b.RunParallel(func(p *testing.PB) {
+		for p.Next() {
+			if err := f(); err != nil {
+				b.Error(err)
 			}
 		}
 	})

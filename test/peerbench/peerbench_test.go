@@ -150,7 +150,7 @@ func TestPlan(t *testing.T) {
 				t.Errorf("%s beside %s: no suite runs Benchmark%s", c.operation, c.peer, name)
 			}
 		}
-		if (c.theirs == "") != (c.peer == "-") || (c.maxRatio > 0) == (c.max > 0) {
+		if (c.theirs == "") != (c.peer == "-") || (c.max > 0) != (c.theirs == "") {
 			t.Errorf("%s beside %s: %+v", c.operation, c.peer, c)
 		}
 	}
