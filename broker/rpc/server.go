@@ -82,19 +82,26 @@ func (s *Server) Serve(l net.Listener) error {
 	return s.grpc.Serve(listener{l, s.gate})
 }
 
-// Stop lets the calls under way finish until ctx ends, then cuts them off
-// without waiting for them: what they wait for is in the journal.
+// cutTime is how long calls that were cut off may take to see it.
+const cutTime = time.Second
+
+// Stop lets the calls under way finish until ctx ends, then cuts them off: what
+// they wait for is in the journal. A call that does not look at its context goes on behind it.
 func (s *Server) Stop(ctx context.Context) {
 	s.health.Shutdown() // ends Watch streams' waiting for a change, not the streams
 	done := make(chan struct{})
 	go func() {
-		s.grpc.GracefulStop()
+		s.grpc.GracefulStop() // returns after the last handler, whoever else calls Stop
 		close(done)
 	}()
 	select {
 	case <-done:
+		return
 	case <-ctx.Done():
-		s.grpc.Stop()
-		<-done
+	}
+	s.grpc.Stop()
+	select {
+	case <-done:
+	case <-time.After(cutTime):
 	}
 }

@@ -281,6 +281,41 @@ func TestStop(t *testing.T) {
 	}
 }
 
+// A call that does not look at its context does not keep the server from stopping.
+func TestStopDeafCall(t *testing.T) {
+	t.Parallel()
+	entered, leave := make(chan struct{}), make(chan struct{})
+	r := newRig(t, func(o *rpc.Options) {
+		o.Describe = func(broker.PFView, *pb.PF) {
+			close(entered) // once: one PF is asked for
+			<-leave
+		}
+	})
+	result := make(chan error, 1)
+	go func() {
+		_, err := r.Inventory(t.Context(), &pb.InventoryRequest{Pf: pfID})
+		result <- err
+	}()
+	<-entered
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	stopped := make(chan struct{})
+	go func() {
+		r.server.Stop(ended)
+		close(stopped)
+	}()
+	select {
+	case <-stopped:
+	case <-time.After(time.Minute):
+		t.Error("Stop waits for a call that waits for nothing but the end of the test")
+	}
+	close(leave)
+	if err := rpc.Cause(<-result); !errors.Is(err, rpc.ErrNoAnswer) {
+		t.Errorf("the call: %v, want %v", err, rpc.ErrNoAnswer)
+	}
+	<-stopped
+}
+
 // Who connects and says nothing is sent away after the handshake's time.
 func TestSilentConnection(t *testing.T) {
 	t.Parallel()
