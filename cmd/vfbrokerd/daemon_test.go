@@ -166,6 +166,27 @@ func TestListenForeign(t *testing.T) {
 	}
 }
 
+// The journal is held before the host is opened: another daemon's is found out
+// while nothing, not even a module, has been touched.
+func TestJournalHeld(t *testing.T) {
+	t.Parallel()
+	dir := privateDir(t)
+	state := filepath.Join(dir, "state")
+	held, err := openJournal(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	config := filepath.Join(dir, "config.yaml")
+	writeFile(t, config, "", 0o600)
+	var stdout, stderr strings.Builder
+	code := run(t.Context(), []string{"--config", config, "--state-dir", state, "--socket", filepath.Join(dir, "s"),
+		"--metrics-socket", "", "--root", filepath.Join(dir, "absent")}, &stdout, &stderr)
+	if code != exitServed || !strings.Contains(stderr.String(), "another vfbrokerd holds it") {
+		t.Errorf("exit code %d, want %d: %s", code, exitServed, stderr.String())
+	}
+}
+
 func FuzzConfig(f *testing.F) {
 	f.Add("socket: /run/x\npfs: [{pf: eth0, vfs: 3}]\nguests: {a: {target: kvm, qmp: /run/a}}\n")
 	f.Add("guests: {../a: {target: kvm, qmp: x}}")

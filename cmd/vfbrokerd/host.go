@@ -26,7 +26,8 @@ type host struct {
 	readOnly    string // why nothing may be changed; "": it may
 }
 
-// openHost opens the host whose file tree is at root.
+// openHost opens the host whose file tree is at root. It may load a module, so
+// whoever calls it holds the socket and the journal.
 func openHost(ctx context.Context, root string, c *config, log *slog.Logger) (host, error) {
 	fs, err := sysfs.Open(root)
 	if err != nil {

@@ -21,8 +21,8 @@ import (
 const drainTime = 10 * time.Second
 
 // serve runs the daemon until ctx ends. Nothing of the host is touched before
-// it is certain that no other daemon serves the socket; and the socket does not answer before the journal and the
-// host agree.
+// it is certain that no other daemon serves the socket or holds the journal; and the socket does not answer before
+// the journal and the host agree.
 func serve(ctx context.Context, c config, root string, log *slog.Logger) error {
 	given, err := systemdSockets()
 	if err != nil {
@@ -34,16 +34,16 @@ func serve(ctx context.Context, c config, root string, log *slog.Logger) error {
 		return err
 	}
 	defer lock.Close()
-	m := newMetrics()
-	h, err := openHost(ctx, root, &c, log)
-	if err != nil {
-		return err
-	}
 	store, err := openJournal(c.StateDir)
 	if err != nil {
 		return err
 	}
 	defer closing(store.Close, log, "close journal")
+	m := newMetrics()
+	h, err := openHost(ctx, root, &c, log)
+	if err != nil {
+		return err
+	}
 	b, err := broker.Open(ctx, broker.Options{
 		FS: h.fs, Attributes: h.attributes, Store: store, Hypervisors: h.hypervisors, Guests: c.guest,
 		Policy: c.policy(), Uevents: h.uevents, Log: log, OnStep: m.onStep,
