@@ -61,21 +61,31 @@ func OpenJournal(path string) (Store, error) {
 		db, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second})
 		return err
 	})
-	switch {
-	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, fmt.Errorf("open journal %s: %w: another vfbrokerd holds it; stop that one first", path, ErrConflict)
-	case errors.Is(err, errDamaged), errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
-		return nil, fmt.Errorf("open journal %s: %w: it is damaged (%w); release what guests hold, then move the file away: a new one starts a new epoch", path, ErrUnavailable, err)
-	case err != nil:
-		return nil, fmt.Errorf("open journal %s: %w: %w; the directory must be writable by root", path, ErrUnavailable, err)
+	if err != nil {
+		return nil, notOpened(path, err)
 	}
 	s := &boltStore{db: db, path: path}
 	// What a killed daemon wrote and did not sync is read from the page cache,
 	// and must not be answered for before it is durable.
 	if err := guarded(func() error { return errors.Join(s.prepare(), db.Sync()) }); err != nil {
-		return nil, errors.Join(fmt.Errorf("open journal %s: %w", path, err), db.Close())
+		db.Close() // what stands in the way is worth more than how this ends
+		return nil, notOpened(path, err)
 	}
 	return s, nil
+}
+
+// notOpened says why a journal was not opened, and what helps.
+func notOpened(path string, err error) error {
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return fmt.Errorf("open journal %s: %w: another vfbrokerd holds it; stop that one first", path, ErrConflict)
+	case errors.Is(err, ErrUnsupported):
+		return fmt.Errorf("open journal %s: %w", path, err)
+	case errors.Is(err, errDamaged), errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
+		return fmt.Errorf("open journal %s: %w: it is damaged (%w); release what guests hold, then move the file away: a new one starts a new epoch", path, ErrUnavailable, err)
+	default:
+		return fmt.Errorf("open journal %s: %w: %w; the directory must be writable by root", path, ErrUnavailable, err)
+	}
 }
 
 // errDamaged: the file's pages make no sense.

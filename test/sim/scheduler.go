@@ -25,6 +25,7 @@ type verdict struct {
 	after    bool  // crash after the effect; for a commit also see unsynced
 	unsynced bool  // crash between a commit's write and its sync
 	fail     error // the effect does not happen, and this is what its maker is told
+	lie      bool  // the effect does not happen, and its maker is told that it did
 	reached  bool  // the effect happens all the same, and its maker is told that it failed
 }
 
@@ -61,6 +62,8 @@ func (s *scheduler) pass(name string, commit bool, do func() error, sync func())
 	s.mu.Unlock()
 	v := <-g.verdict
 	switch {
+	case v.lie:
+		return nil
 	case v.fail != nil && !v.reached:
 		return v.fail
 	case v.crash != none && !v.after && !v.unsynced:
@@ -99,6 +102,8 @@ func (s *scheduler) decide(g *gate, v verdict) {
 	switch {
 	case v.fail != nil:
 		note += " FAILS"
+	case v.lie:
+		note += " DOES NOT HAPPEN"
 	case v.crash != none:
 		note += " CRASH " + v.crash.String()
 		s.dead, s.died = true, v.crash

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -46,10 +47,10 @@ func (c *client) act(r *rand.Rand) string {
 		return c.acquire(req)
 	case k < 8 && len(c.held) > 0:
 		return c.release(r.IntN(len(c.held)))
-	case len(c.past) > 0:
+	case len(c.past) > 0 && r.IntN(2) == 0:
 		return c.stale(c.past[r.IntN(len(c.past))])
 	default:
-		return c.list()
+		return c.cancel()
 	}
 }
 
@@ -111,13 +112,22 @@ func (c *client) stale(l broker.Lease) string {
 	return "stale release " + l.Request.RequestID
 }
 
-func (c *client) list() string {
+// cancel lists the leases and releases the newest that is not granted yet, its own or another's.
+func (c *client) cancel() string {
 	b := c.w.Broker
 	c.call(func() func() {
-		b.Leases(user, broker.LeaseFilter{All: true}, broker.Page{})
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		leases, _, _ := b.Leases(user, broker.LeaseFilter{All: true}, broker.Page{})
+		for _, l := range leases {
+			if l.State == broker.Pending {
+				b.Release(ctx, user, broker.ReleaseRequest{RequestID: "c", LeaseID: l.ID, Generation: l.Generation})
+				break
+			}
+		}
 		return func() {}
 	})
-	return "list"
+	return "cancel"
 }
 
 // play is one random run: clients at once, faults at effects, guests that end,
@@ -161,6 +171,8 @@ func (p *play) fate(g *gate) verdict {
 			v.unsynced = g.commit
 		}
 		return v
+	case k == 3 && strings.HasPrefix(g.name, "set "):
+		return verdict{lie: true}
 	case k < 3:
 		return verdict{fail: []error{syscall.EIO, syscall.EBUSY, syscall.EINVAL}[p.rand.IntN(3)], reached: g.commit && p.rand.IntN(2) == 0}
 	}
