@@ -8,7 +8,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"syscall"
 
@@ -16,10 +15,6 @@ import (
 
 	"vfbroker/broker"
 )
-
-// guestID is what a guest may be called. It becomes a file's name in the guests
-// directory, so it holds no slash and does not begin with a dot.
-var guestID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 // The least vsock context id of a guest; lower ones are reserved (vsock(7)).
 const minCID = 3
@@ -48,7 +43,7 @@ func (c *config) checkGuests() []error {
 		g := c.Guests[id]
 		err := g.check()
 		switch {
-		case !guestID.MatchString(id):
+		case !broker.ValidGuestID(broker.GuestID(id)):
 			err = errors.New("a guest's id has letters, digits, dots, dashes and underscores, at most 64, and begins with a letter or digit")
 		case err == nil && monitors[g.QMP] != "":
 			err = fmt.Errorf("qmp: %s is the monitor of guest %s", g.QMP, monitors[g.QMP])
@@ -68,7 +63,7 @@ func (c *config) checkGuests() []error {
 func (c *config) guest(id broker.GuestID) (broker.GuestConfig, error) {
 	g, ok := c.Guests[string(id)]
 	if !ok {
-		if c.GuestsDir == "" || !guestID.MatchString(string(id)) {
+		if c.GuestsDir == "" || !broker.ValidGuestID(id) {
 			return broker.GuestConfig{}, fmt.Errorf("%w: it is not configured; name it in guests of the daemon's configuration", broker.ErrNotFound)
 		}
 		var err error
