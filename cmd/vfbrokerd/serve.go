@@ -20,6 +20,9 @@ import (
 // drainTime is how long calls under way may take when the daemon ends.
 const drainTime = 10 * time.Second
 
+// closeTime is how long the broker and its journal may take to close when the daemon ends.
+const closeTime = 5 * time.Second
+
 // serve runs the daemon until ctx ends. Nothing of the host is touched before
 // it is certain that no other daemon serves the socket or holds the journal; and the socket does not answer before
 // the journal and the host agree.
@@ -38,7 +41,8 @@ func serve(ctx context.Context, c config, root string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	defer closing(store.Close, log, "close journal")
+	ends := []closer{{"journal", store.Close}}
+	defer func() { closeWithin(closeTime, log, ends...) }()
 	m := newMetrics()
 	h, err := openHost(ctx, root, &c, log)
 	if err != nil {
@@ -51,7 +55,7 @@ func serve(ctx context.Context, c config, root string, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("start broker: %w", err)
 	}
-	defer b.Close()
+	ends = []closer{{"broker's work on functions", func() error { b.Close(); return nil }}, {"journal", store.Close}}
 	m.broker.Store(b)
 	sockets, err := given.complete(c)
 	if err != nil {
@@ -111,5 +115,31 @@ func notify(log *slog.Logger, state string) {
 func closing(close func() error, log *slog.Logger, what string) {
 	if err := close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		log.Warn(what, "err", err)
+	}
+}
+
+// closer is something that is closed when the daemon ends.
+type closer struct {
+	name  string
+	close func() error
+}
+
+// closeWithin closes one after the other, until wait is over. Work that is blocked in the
+// kernel may never end; then it is logged, and what it uses stays open until the process has ended.
+func closeWithin(wait time.Duration, log *slog.Logger, closers ...closer) {
+	deadline := time.NewTimer(wait)
+	defer deadline.Stop()
+	for _, c := range closers {
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			closing(c.close, log, "close "+c.name)
+		}()
+		select {
+		case <-closed:
+		case <-deadline.C:
+			log.Error("end without waiting any longer; the journal says where the work stands", "for", c.name, "waited", wait)
+			return
+		}
 	}
 }
