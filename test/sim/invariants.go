@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"strings"
 
 	"vfbroker/broker"
@@ -15,6 +16,9 @@ func (w *world) checkWrite(e fakehost.Effect) {
 	if !w.mine(e) {
 		w.violate("I3: %s of %s to %s, which no PF of the allow-list owns", e.Op, e.Value, e.Name)
 	}
+	if e.Op != fakehost.OpChown && !strings.Contains(e.Name, "/sriov_") && !w.intended(e) {
+		w.violate("I7: %s of %s to %s, and no durable lease is about that", e.Op, e.Value, e.Name)
+	}
 	if !strings.HasSuffix(e.Name, "/sriov_numvfs") {
 		return
 	}
@@ -23,6 +27,17 @@ func (w *world) checkWrite(e fakehost.Effect) {
 			w.violate("I4: sriov_numvfs of %s is written while lease %s is %s", l.PFAddr, l.Request.RequestID, l.State)
 		}
 	}
+}
+
+// intended says whether a durable lease is about the VF of a write.
+func (w *world) intended(e fakehost.Effect) bool {
+	for _, l := range w.disk.durable() {
+		vf := fmt.Sprintf("%s vf %d", l.PFAddr, l.Function.Index)
+		if l.State.Live() && (e.Name == vf || strings.Contains(e.Name, l.Addr.String()) || strings.Contains(e.Value, l.Addr.String())) {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *world) bootID() string {
@@ -83,6 +98,7 @@ func (w *world) attrs(f broker.FunctionID, addr pci.Addr) sriov.VFAttrs {
 // check is what must hold after every step.
 func (w *world) check() {
 	live := map[broker.FunctionID]string{}
+	lent := map[pci.Addr]bool{}
 	for _, l := range w.disk.durable() {
 		if !l.State.Live() {
 			continue
@@ -91,12 +107,16 @@ func (w *world) check() {
 			w.violate("I1: %s is lent to %s and to %s", l.Function, other, l.Request.RequestID)
 		}
 		live[l.Function] = l.Request.RequestID
+		lent[l.Addr] = true
 	}
 	held := map[pci.Addr]broker.GuestID{}
 	for _, g := range guests {
 		for _, a := range w.hv.Held(g) {
 			if other, twice := held[a]; twice {
 				w.violate("I1: guests %s and %s both hold %s", other, g, a)
+			}
+			if !lent[a] {
+				w.violate("I6: guest %s holds %s, and no lease says so", g, a)
 			}
 			held[a] = g
 		}
