@@ -56,7 +56,7 @@ func TestSoak(t *testing.T) {
 	s := &soak{}
 	s.start(t, out)
 	s.result = Result{Schema: 1, Label: os.Getenv("VFLAB_LABEL"), Clock: os.Getenv("VFLAB_CLOCK"), Kernel: os.Getenv("VFLAB_KERNEL"),
-		ContextSwitches: Switches{WindowSeconds: windowSeconds}}
+		WindowSeconds: windowSeconds}
 	cycles := number(t, "SOAK_CYCLES", 3)
 	kills := number(t, "SOAK_KILLS", max(3, cycles/5))
 	// A part that fails leaves the next ones nothing to stand on.
@@ -274,10 +274,18 @@ func (s *soak) leases(t *testing.T) []*pb.Lease {
 	return reply.Leases
 }
 
-// idle counts the context switches of a daemon and a shim of which nobody asks anything.
+// idle counts the context switches of a daemon and a shim of which nobody asks
+// anything, with and without a function in the guest.
 func (s *soak) idle(t *testing.T) {
+	t.Run("Free", func(t *testing.T) { s.quiet(t, &s.result.ContextSwitches) })
+	lease := s.lend(t, "idle")
+	t.Run("Lent", func(t *testing.T) { s.quiet(t, &s.result.WhileLent) })
+	s.takeBack(t, lease)
+}
+
+// quiet counts the context switches in each window.
+func (s *soak) quiet(t *testing.T, counts *Switches) {
 	s.daemon.disconnect()
-	counts := &s.result.ContextSwitches
 	for range windows {
 		shim, daemon := s.switches(t)
 		// Nothing is waited for: the window is the measurement.

@@ -24,7 +24,9 @@ type Result struct {
 
 	RSSBytes        RSS      `json:"rss_bytes"`
 	Leaked          Leaked   `json:"leaked"`
-	ContextSwitches Switches `json:"context_switches"`
+	WindowSeconds   int      `json:"window_seconds"`
+	ContextSwitches Switches `json:"context_switches"`            // without any lease
+	WhileLent       Switches `json:"context_switches_while_lent"` // with a VF in the guest
 	Kills           int      `json:"kills"`
 	KillRecovered   int      `json:"kill_recovered"` // function leased or back in the pool after a restart, and as before after the release
 	KillOutcomes    []Kill   `json:"kill_outcomes"`
@@ -54,9 +56,8 @@ type Leaked struct {
 
 // Switches are the context switches of an idle process in each window, of all its threads together.
 type Switches struct {
-	WindowSeconds int     `json:"window_seconds"`
-	Daemon        []int64 `json:"daemon"`
-	Shim          []int64 `json:"shim"`
+	Daemon []int64 `json:"daemon"`
+	Shim   []int64 `json:"shim"`
 }
 
 // Kill is how it went on after the daemon was killed in the middle of an acquire.
