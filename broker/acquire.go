@@ -87,15 +87,11 @@ func (b *Broker) repeated(c Caller, r Request) (*entry, error) {
 // granted waits for a grant and returns the lease, or why it failed. A lease
 // that was granted once and is no longer active is no grant any more.
 func (b *Broker) granted(ctx context.Context, e *entry) (Lease, error) {
-	select {
-	case <-e.settled:
-	case <-ctx.Done():
-		return Lease{}, fmt.Errorf("acquire for request id %s: %w: lease %s goes on without you; ask again with the same id, or release it", e.body.RequestID, ctx.Err(), e.lease.ID)
-	case <-b.ctx.Done():
-		return Lease{}, fmt.Errorf("acquire for request id %s: %w: the broker is stopping; ask again with the same id", e.body.RequestID, ErrUnavailable)
+	if err := b.awaitSettled(ctx, e); err != nil {
+		return Lease{}, err
 	}
-	b.mu.Lock()
-	waiting, granted := e.waiting, e.lease.Granted
+	b.mu.look()
+	granted, waiting := e.lease.Granted, e.waiting
 	b.mu.Unlock()
 	if !granted {
 		// The error comes when all is taken back, or as soon as that has to wait.
@@ -106,7 +102,7 @@ func (b *Broker) granted(ctx context.Context, e *entry) (Lease, error) {
 		case <-b.ctx.Done():
 		}
 	}
-	b.mu.Lock()
+	b.mu.look()
 	defer b.mu.Unlock()
 	switch l := e.lease; {
 	case !l.Granted:
@@ -115,6 +111,31 @@ func (b *Broker) granted(ctx context.Context, e *entry) (Lease, error) {
 		return l, fmt.Errorf("acquire for request id %s: %w: lease %s was granted to it and is %s; choose a fresh id", l.Request.RequestID, ErrConflict, l.ID, l.State)
 	default:
 		return l, nil
+	}
+}
+
+// awaitSettled waits until a grant has succeeded or failed. Its error says why nobody can tell yet.
+func (b *Broker) awaitSettled(ctx context.Context, e *entry) error {
+	b.mu.look()
+	waiting := e.waiting
+	b.mu.Unlock()
+	for {
+		var cause error
+		select {
+		case <-e.settled:
+			return nil
+		case <-waiting:
+			b.mu.look()
+			waiting, cause = e.waiting, e.stuck
+			b.mu.Unlock()
+		case <-ctx.Done():
+			cause = ctx.Err()
+		case <-b.ctx.Done():
+			cause = fmt.Errorf("%w: the broker is stopping", ErrUnavailable)
+		}
+		if cause != nil {
+			return fmt.Errorf("acquire for request id %s: %w; it goes on without you: ask again with the same id", e.body.RequestID, cause)
+		}
 	}
 }
 

@@ -157,11 +157,7 @@ func (d *driver) wait(l Lease, a action) {
 		// Once is nothing: a guest whose process is just ending has no monitor any more, and is not gone yet.
 		pause = b.limits.Retry / 5
 	} else {
-		b.mu.Lock()
-		d.e.stuck = a.err
-		closeOnce(d.e.waiting)
-		d.e.waiting = make(chan struct{})
-		b.mu.Unlock()
+		d.tell(a.err)
 	}
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
@@ -179,6 +175,15 @@ func (d *driver) wait(l Lease, a action) {
 	if refusal {
 		*seen = observation{is: refused, tried: true, err: fmt.Errorf("detach %s from guest %s: %w; stop what uses it in the guest, then release again", l.Addr, l.Guest.ID, ErrGuestRefused)}
 	}
+}
+
+// tell lets whoever waits for the lease know what it waits for; nil: for a guest that was asked.
+func (d *driver) tell(err error) {
+	d.b.mu.Lock()
+	defer d.b.mu.Unlock()
+	d.e.stuck = err
+	closeOnce(d.e.waiting)
+	d.e.waiting = make(chan struct{})
 }
 
 // turn makes a change of state durable.
@@ -226,7 +231,8 @@ func (d *driver) afterCommit(err error) bool {
 	if err == nil || errors.Is(err, errOvertaken) {
 		return true
 	}
-	d.b.log.Error("journal", "lease", d.e.lease.ID, "err", err)
+	d.b.log.Error("journal", "lease", d.lease().ID, "err", err)
+	d.tell(err)
 	select {
 	case <-time.After(d.b.limits.Retry):
 	case <-d.b.ctx.Done():
