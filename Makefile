@@ -1,5 +1,5 @@
-# Each target is one command that works without make too. All of them set up
-# what they need on a fresh Debian 12 or 13; those that boot the emulated host want root.
+# Each target is one command that works without make too. demo, test, soak, sim, bench, fuzz
+# and check install what they need on a fresh Debian 12 or 13 and want root; the others need Go.
 export CGO_ENABLED = 0
 
 .PHONY: demo test unit sim soak bench fuzz gen build check clean

@@ -1,4 +1,4 @@
-// Package guestshim is the agent in the guest, its protocol, and the client
+// Package guestshim is the shim in the guest, its protocol, and the client
 // that the host uses.
 //
 // The shim looks at the guest's own /sys with the code that the host uses on

@@ -57,7 +57,9 @@ func newRoot() *cobra.Command {
 	cmd.AddCommand(newInventory(&o), newCarve(&o), newAcquire(&o), newRelease(&o), newLeases(&o), newLease(&o), newQuarantine(&o),
 		newDoctor(&o), newVersion())
 	for _, c := range cmd.Commands() {
-		c.Long = strings.TrimSpace(cmp.Or(c.Long, c.Short) + "\n\n" + exitHelp())
+		for _, c := range append(c.Commands(), c) {
+			c.Long = strings.TrimSpace(cmp.Or(c.Long, c.Short) + "\n\n" + exitHelp())
+		}
 	}
 	return cmd
 }

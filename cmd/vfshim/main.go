@@ -1,4 +1,4 @@
-// Vfshim is the agent in the guest: it tells the host which device carries an
+// Vfshim is the shim in the guest: it tells the host which device carries an
 // identity and when it is ready, and runs the guest's end of the bench. Its other
 // commands do the same things locally, for a look by hand and for the bench's ends on a host.
 package main
@@ -69,8 +69,8 @@ func usagef(format string, args ...any) error {
 func newRoot() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:           "vfshim",
-		Short:         "the guest's agent of vfbroker",
-		Long:          "vfshim is the agent of vfbroker in a guest.\n\n" + exitHelp,
+		Short:         "the guest's shim of vfbroker",
+		Long:          "vfshim is the shim of vfbroker in a guest.\n\n" + exitHelp,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args: func(_ *cobra.Command, args []string) error {
