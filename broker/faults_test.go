@@ -1,0 +1,331 @@
+package broker_test
+
+import (
+	"errors"
+	"io/fs"
+	"net"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"vfbroker/broker"
+	"vfbroker/sriov"
+	"vfbroker/test/fakehost"
+	"vfbroker/test/fakehv"
+)
+
+func TestGuestRefusesUnplug(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	l := r.acquire("1", "a")
+	r.hv.Behave("a", fakehv.Stubborn)
+	got, err := r.Release(t.Context(), root, broker.ReleaseRequest{LeaseID: l.ID, Generation: l.Generation})
+	if !errors.Is(err, broker.ErrGuestRefused) || got.State != broker.Releasing {
+		t.Fatalf("state %s, %v; want releasing, refused", got.State, err)
+	}
+	if f := r.function(l.Function.Index); f.State == broker.Free || f.Driver != "vfio-pci" {
+		t.Errorf("function under a guest that refused: state %s, driver %q", f.State, f.Driver)
+	}
+	r.hv.Behave("a", fakehv.Willing)
+	if l = r.release(l); l.State != broker.Closed {
+		t.Errorf("state %s after the guest gave in", l.State)
+	}
+	r.pristine()
+}
+
+func TestGuestEnds(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"ends", "restarts"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			l := r.acquire("1", "a")
+			if how == "ends" {
+				r.hv.End("a")
+			} else {
+				r.hv.Start("a")
+			}
+			l = r.await(l, broker.Closed)
+			if !strings.Contains(l.Reason, "guest a") {
+				t.Errorf("reason %q does not name the guest", l.Reason)
+			}
+			r.pristine()
+		})
+	}
+}
+
+// await waits until the lease is in the state.
+func (r *rig) await(l broker.Lease, want broker.LeaseState) broker.Lease {
+	r.t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for time.Now().Before(deadline) {
+		got, err := r.Lease(root, l.ID)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if got.State == want {
+			return got
+		}
+		time.Sleep(time.Millisecond)
+	}
+	r.t.Fatalf("lease %s did not become %s", l.ID, want)
+	return l
+}
+
+// Each write of an acquire fails once; then nothing is lent, and the function is free again or quarantined with the reason.
+func TestEveryWriteFails(t *testing.T) {
+	t.Parallel()
+	for n := 1; ; n++ {
+		r := newRig(t)
+		var effects atomic.Int32
+		r.host.OnWrite(func(_ fakehost.Effect, do func() error) error {
+			if int(effects.Add(1)) == n {
+				return syscall.EIO
+			}
+			return do()
+		})
+		l, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "1", Guest: "a"})
+		if int(effects.Load()) < n {
+			if err != nil || n < 5 {
+				t.Fatalf("an acquire without a failure, after %d writes: %v", n-1, err)
+			}
+			return
+		}
+		if err == nil {
+			t.Errorf("write %d failed and the function was lent", n)
+		}
+		if held := r.hv.Held("a"); len(held) != 0 {
+			t.Errorf("write %d failed and the guest holds %v", n, held)
+		}
+		l = r.await(l, broker.Closed)
+		if f := r.function(l.Function.Index); f.State != broker.Free || f.Driver != "" {
+			t.Errorf("write %d failed: state %s (%s), driver %q", n, f.State, f.Reason, f.Driver)
+		}
+		r.pristine()
+		r.Broker.Close()
+	}
+}
+
+func TestScrubFailsIsQuarantined(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	l := r.acquire("1", "a")
+	r.host.FailOn(l.Addr.Dir()+"/reset", syscall.EIO)
+	l = r.release(l)
+	f := r.function(l.Function.Index)
+	if f.State != broker.Quarantined || !strings.Contains(f.Reason, "reset") {
+		t.Fatalf("state %s, reason %q; want quarantined by the reset", f.State, f.Reason)
+	}
+	_, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "2", Guest: "a", Function: l.Function.String()})
+	if !errors.Is(err, broker.ErrQuarantined) {
+		t.Errorf("acquire it: %v", err)
+	}
+	r.restart()
+	if f := r.function(l.Function.Index); f.State != broker.Quarantined {
+		t.Errorf("after a restart: state %s", f.State)
+	}
+	for _, tt := range []struct {
+		name     string
+		caller   broker.Caller
+		function string
+		want     error
+	}{
+		{"another user", alice, l.Function.String(), broker.ErrDenied},
+		{"clear already", root, "0000:01:10.2", nil},
+		{"unknown", root, "0000:09:10.2", broker.ErrNotFound},
+		{"the reset still fails", root, l.Function.String(), broker.ErrQuarantined},
+	} {
+		if _, err := r.Clear(t.Context(), tt.caller, tt.function); !errors.Is(err, tt.want) {
+			t.Errorf("clear, %s: %v, want %v", tt.name, err, tt.want)
+		}
+	}
+	r.host.FailOn(l.Addr.Dir()+"/reset", 0)
+	if f, err := r.Clear(t.Context(), root, l.Function.String()); err != nil || f.State != broker.Free {
+		t.Errorf("clear: state %s, %v", f.State, err)
+	}
+	r.restart()
+	r.pristine()
+}
+
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	keep, drop := r.acquire("1", "a"), r.acquire("2", "b")
+	writes := len(r.host.Writes())
+	r.restart()
+	if n := len(r.host.Writes()) - writes; n != 0 {
+		t.Errorf("a restart with nothing to do wrote %d times", n)
+	}
+	for _, l := range []broker.Lease{keep, drop} {
+		if got, err := r.Lease(root, l.ID); err != nil || got.State != broker.Active {
+			t.Errorf("lease %s: %s, %v", l.ID, got.State, err)
+		}
+	}
+	r.Broker.Close()
+	r.hv.End("b")
+	r.store.Close()
+	r.open()
+	r.await(drop, broker.Closed)
+	if got, _ := r.Lease(root, keep.ID); got.State != broker.Active {
+		t.Errorf("the lease of the guest that lives: %s", got.State)
+	}
+}
+
+func TestCarve(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ctx := t.Context()
+	carve := func(c broker.Caller, pf string, n int, dry bool) (broker.CarveResult, error) {
+		return r.Carve(ctx, c, broker.CarveRequest{RequestID: "c", PF: pf, NumVFs: n, DryRun: dry})
+	}
+	l := r.acquire("1", "a")
+	res, err := carve(root, r.pf, 3, true)
+	if err != nil || res.Before != 7 || len(res.Holders) != 1 || res.Holders[0] != l.ID || len(res.Writes) == 0 {
+		t.Errorf("plan %+v, %v", res, err)
+	}
+	for _, tt := range []struct {
+		name   string
+		caller broker.Caller
+		pf     string
+		n      int
+		want   error
+	}{
+		{"held", root, r.pf, 3, broker.ErrConflict},
+		{"not root", alice, r.pf, 7, broker.ErrDenied},
+		{"over the maximum", root, r.pf, 9, broker.ErrInvalid},
+		{"negative", root, r.pf, -1, broker.ErrInvalid},
+		{"unknown", root, "eth7", 1, broker.ErrNotFound},
+		{"outside the allow-list", root, "eth1", 1, broker.ErrDenied},
+		{"no SR-IOV", root, "0000:00:1f.0", 1, broker.ErrUnsupported},
+	} {
+		before := len(r.host.Writes())
+		if _, err := carve(tt.caller, tt.pf, tt.n, false); !errors.Is(err, tt.want) {
+			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
+		}
+		if len(r.host.Writes()) != before {
+			t.Errorf("%s: it wrote to the host", tt.name)
+		}
+	}
+	r.release(l)
+	if res, err = carve(root, "eth0", 3, false); err != nil || res.After != 3 {
+		t.Errorf("carve 3: %+v, %v", res, err)
+	}
+	if pf, _ := sriov.ReadPF(r.host, r.host.PF(pfMAC)); pf.NumVFs != 3 || len(pf.VFs) != 3 {
+		t.Errorf("the kernel shows %d VFs", pf.NumVFs)
+	}
+	before := len(r.host.Writes())
+	if _, err = carve(root, r.pf, 3, false); err != nil || len(r.host.Writes()) != before {
+		t.Errorf("carve what is there: %v, %d writes", err, len(r.host.Writes())-before)
+	}
+}
+
+// What a crash left of a carve is finished only where the policy still allows it.
+func TestInterruptedCarve(t *testing.T) {
+	t.Parallel()
+	for _, allowed := range []bool{true, false} {
+		r := newRig(t)
+		boot, err := r.host.ReadFile("/proc/sys/kernel/random/boot_id")
+		if err != nil {
+			t.Fatal(err)
+		}
+		record := broker.PFRecord{ID: r.pf, Addr: r.host.PF(pfMAC), Carve: &broker.Carving{Want: 3, Found: 7, BootID: strings.TrimSpace(string(boot))}}
+		if err := r.store.Commit(t.Context(), broker.Batch{PFs: []broker.PFRecord{record}}); err != nil {
+			t.Fatal(err)
+		}
+		want := 3
+		r.options.Policy.PFs[0].VFs = nil
+		if !allowed {
+			r.options.Policy, want = broker.Policy{}, 7
+		}
+		r.restart()
+		if pf, err := sriov.ReadPF(r.host, r.host.PF(pfMAC)); err != nil || pf.NumVFs != want {
+			t.Errorf("allowed %v: %d VFs, %v; want %d", allowed, pf.NumVFs, err, want)
+		}
+	}
+}
+
+func TestVanished(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	first := r.function(0).Addr
+	r.host.Remove(first)
+	l := r.acquire("1", "a")
+	if l.Addr == first {
+		t.Errorf("the vanished function %s was lent", first)
+	}
+}
+
+func TestReboot(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	l := r.acquire("1", "a")
+	r.Broker.Close()
+	r.store.Close()
+	r.hv.End("a")
+	r.host.Reboot()
+	r.host.SetUp(r.host.PF(pfMAC), true)
+	r.open()
+	got, err := r.Lease(root, l.ID)
+	if err != nil || got.State != broker.Closed || !strings.Contains(got.Reason, "reboot") {
+		t.Errorf("lease of the old boot: %s (%s), %v", got.State, got.Reason, err)
+	}
+	r.pristine()
+}
+
+func TestJournalCannotBeWritten(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	l := r.acquire("1", "a")
+	r.store.Close() // every commit fails from here
+	before := len(r.host.Writes())
+	_, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "2", Guest: "a"})
+	if !errors.Is(err, broker.ErrUnavailable) || !strings.Contains(err.Error(), "nothing is granted") {
+		t.Errorf("acquire: %v", err)
+	}
+	if len(r.host.Writes()) != before || len(r.hv.Held("a")) != 1 {
+		t.Error("a grant that could not be journalled changed the host")
+	}
+	if got, err := r.Lease(root, l.ID); err != nil || got.State != broker.Active {
+		t.Errorf("reads: %s, %v", got.State, err)
+	}
+	free := 0
+	for i := range 7 {
+		if r.function(i).State == broker.Free {
+			free++
+		}
+	}
+	if free != 6 {
+		t.Errorf("%d functions are free, want 6", free)
+	}
+}
+
+func TestShimDelaysAndFails(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(r *rig) { r.options.Limits.Ready = 50 * time.Millisecond })
+	r.hv.Serve(func(broker.GuestID) (net.Conn, error) { return nil, fs.ErrNotExist })
+	_, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "1", Guest: "a"})
+	if !errors.Is(err, broker.ErrGuestNotReady) || !strings.Contains(err.Error(), "shim") {
+		t.Errorf("no shim: %v", err)
+	}
+	r.hv.Serve(func(broker.GuestID) (net.Conn, error) { // a shim that never answers
+		ours, theirs := net.Pipe()
+		t.Cleanup(func() { theirs.Close() })
+		go func() {
+			buf := make([]byte, 4096)
+			for {
+				if _, err := theirs.Read(buf); err != nil {
+					return
+				}
+			}
+		}()
+		return ours, nil
+	})
+	if _, err = r.Acquire(t.Context(), root, broker.Request{RequestID: "2", Guest: "a"}); !errors.Is(err, broker.ErrGuestNotReady) {
+		t.Errorf("a silent shim: %v", err)
+	}
+	if l, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "3", Guest: "a", Shim: broker.ShimSkip}); err != nil || l.State != broker.Active {
+		t.Errorf("without the shim: %v", err)
+	}
+}
