@@ -15,11 +15,18 @@ import (
 	"vfbroker/sriov/sysfs"
 )
 
-const devicesDir = "/sys/bus/pci/devices"
+const (
+	devicesDir = "/sys/bus/pci/devices"
+	driversDir = "/sys/bus/pci/drivers"
+)
+
+// manyVFs is from how many VFs on the drivers are asked which functions they
+// hold, instead of each VF who holds it: a host has some forty drivers.
+const manyVFs = 256
 
 // Discover returns the PFs of a host with their VFs, by address. It reads each
 // function once: a VF costs three links (its PF's virtfnN, its driver, its
-// group), and what all VFs of a PF have in common is read from the PF.
+// group), two where there are very many, and what all VFs of a PF have in common is read from the PF.
 //
 // A function that is malformed, or goes while it is read, is left out and reported by a
 // *DeviceError in the joined error; the PFs returned beside it are good.
@@ -100,17 +107,47 @@ func without(keys []uint64, pfs []PF) []uint64 {
 // readAllVFs reads the VFs of PFs, several PFs at a time: with thousands of VFs
 // discovery is nothing but waiting for these links.
 func readAllVFs(fs sysfs.FS, pfs []PF) []error {
+	holders := driversOf(fs, pfs)
 	errs := make([]error, len(pfs))
 	var readers errgroup.Group
 	readers.SetLimit(runtime.GOMAXPROCS(0))
 	for i := range pfs {
 		readers.Go(func() error {
-			errs[i] = readVFs(fs, &pfs[i])
+			errs[i] = readVFs(fs, &pfs[i], holders)
 			return nil
 		})
 	}
 	_ = readers.Wait() // each has its own error
 	return errs
+}
+
+// driversOf asks the drivers of a host with very many VFs which functions they
+// hold. A function that none of them names is asked itself.
+func driversOf(fs sysfs.FS, pfs []PF) map[pci.Addr]string {
+	vfs := 0
+	for _, pf := range pfs {
+		vfs += pf.NumVFs
+	}
+	if vfs < manyVFs {
+		return nil
+	}
+	drivers, err := fs.ReadDir(driversDir)
+	if err != nil {
+		return nil
+	}
+	holders := make(map[pci.Addr]string, vfs)
+	for _, driver := range drivers {
+		names, err := fs.ReadDir(driversDir + "/" + driver)
+		if err != nil {
+			continue
+		}
+		for _, name := range names {
+			if addr, err := pci.ParseAddr(name); err == nil {
+				holders[addr] = driver
+			}
+		}
+	}
+	return holders
 }
 
 // functionKeys orders the functions that a directory names.
@@ -134,7 +171,7 @@ func functionKeys(names []string) (keys []uint64, errs []error) {
 func ReadPF(fs sysfs.FS, addr pci.Addr) (PF, error) {
 	pf, found, err := findPF(fs, addr)
 	if found {
-		return pf, readVFs(fs, &pf)
+		return pf, readVFs(fs, &pf, nil)
 	}
 	if err != nil {
 		return PF{}, err
@@ -196,7 +233,7 @@ func findPF(fs sysfs.FS, addr pci.Addr) (pf PF, found bool, err error) {
 }
 
 // readVFs reads the VFs of a PF. Those that can be read are there beside the error.
-func readVFs(fs sysfs.FS, pf *PF) error {
+func readVFs(fs sysfs.FS, pf *PF, holders map[pci.Addr]string) error {
 	if pf.NumVFs == 0 {
 		return nil
 	}
@@ -213,6 +250,7 @@ func readVFs(fs sysfs.FS, pf *PF) error {
 			errs = append(errs, &DeviceError{Addr: pf.Addr, Err: fmt.Errorf("VF %d: %w", i, err)})
 			continue
 		}
+		vf.Driver = holders[vf.Addr]
 		if err := readVF(of, &vf); err != nil {
 			errs = append(errs, &DeviceError{Addr: vf.Addr, Err: err})
 			continue
@@ -306,15 +344,17 @@ func findVF(of sysfs.Dir, pf pci.Addr, index int) (VF, error) {
 	return VF{PF: pf, Index: index, Addr: addr, Group: -1}, err
 }
 
-// readVF reads a VF's driver and group. of is the directory of its PF, next to
+// readVF reads a VF's driver, unless that is known, and group. of is the directory of its PF, next to
 // which the kernel puts the VF's (pci_iov_add_virtfn in drivers/pci/iov.c).
 func readVF(of sysfs.Dir, vf *VF) error {
 	dir := "../" + vf.Addr.String()
-	driver, err := optional(of.Readlink(dir + "/driver"))("")
-	if err != nil {
-		return err
+	if vf.Driver == "" {
+		driver, err := optional(of.Readlink(dir + "/driver"))("")
+		if err != nil {
+			return err
+		}
+		vf.Driver = lastPart(driver)
 	}
-	vf.Driver = lastPart(driver)
 	group, err := of.Readlink(dir + "/iommu_group")
 	if sysfs.IsNotExist(err) {
 		return nil

@@ -274,3 +274,31 @@ func TestDiscoverAsksWhatIsNoVF(t *testing.T) {
 		t.Errorf("with a PF that lies about its VFs (-honest +lying):\n%s", diff)
 	}
 }
+
+// noLists is a host whose drivers do not list what they hold.
+type noLists struct{ *counter }
+
+func (n noLists) ReadDir(name string) ([]string, error) {
+	if strings.HasPrefix(name, "/sys/bus/pci/drivers") {
+		return nil, fs.ErrNotExist
+	}
+	return n.FS.ReadDir(name)
+}
+
+// TestDiscoverVeryMany makes sure that what the drivers say of very many VFs is what each VF says.
+func TestDiscoverVeryMany(t *testing.T) {
+	t.Parallel()
+	many := fakehost.Synthetic(4, 100)
+	unbound := discover(t, many)[2].VFs[7].Addr
+	if err := many.Write("/sys/bus/pci/drivers/vfio-pci/unbind", unbound.String()); err != nil {
+		t.Fatal(err)
+	}
+	listed := &counter{FS: many, links: map[string]int{}, files: map[string]int{}}
+	asked := &counter{FS: many, links: map[string]int{}, files: map[string]int{}}
+	if diff := cmp.Diff(discover(t, noLists{asked}), discover(t, listed)); diff != "" {
+		t.Errorf("discovery (-each VF asked +drivers asked):\n%s", diff)
+	}
+	if got, want := len(listed.links), len(asked.links)-4*100+1; got != want {
+		t.Errorf("%d links are read, want %d: only the unbound VF is asked for its driver", got, want)
+	}
+}
