@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -127,7 +128,12 @@ func (w *world) check() {
 // journal, the host and the guests say the same of every function.
 func (w *world) checkSettled() {
 	leases := map[pci.Addr]broker.Lease{}
-	for _, l := range w.disk.durable() {
+	for id, l := range w.disk.durable() {
+		// A lease whose first commit failed and reached the disk all the same is
+		// no lease: nothing was done for it, and the next commit or start takes it back.
+		if _, err := w.Lease(admin, id); l.State == broker.Pending && errors.Is(err, broker.ErrNotFound) {
+			continue
+		}
 		if l.State.Live() {
 			leases[l.Addr] = l
 		}
