@@ -48,7 +48,7 @@ func TestAwaitFollowsTheDevice(t *testing.T) {
 	guest.changes = []func(tree){
 		func(tr tree) { tr.add(paravirtual) },
 		func(tr tree) { tr.add(vf.down()) },
-		func(tr tree) { tr.add(vf.down()) }, // a hint without a change
+		func(tree) {}, // a hint without a change: the look before it saw the interface down, and nothing else
 		func(tr tree) { tr.add(vf.noCarrier()) },
 		func(tr tree) { tr.add(vf) },
 	}

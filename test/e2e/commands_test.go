@@ -177,8 +177,10 @@ func start(ts *testscript.TestScript, name string, cmd *exec.Cmd) {
 	go func() {
 		d.err = cmd.Wait()
 		close(d.ended)
-		notify.Close()
+		// What it sent last is still there to be read; no more will come.
+		_ = notify.SetReadDeadline(time.Now().Add(time.Second))
 	}()
+	ts.Defer(func() { notify.Close() })
 	ts.Value(daemonsKey{}).(map[string]*daemon)[name] = d
 	if err := d.await("READY=1"); err != nil {
 		ts.Fatalf("start vfbrokerd: %v; it said:\n%s", err, d.said())
