@@ -148,7 +148,7 @@ func (b *Broker) Close() {
 	b.workers.Wait()
 }
 
-// BootID is the kernel's random id of this boot (Documentation/admin-guide/sysctl/kernel.rst).
+// bootIDFile holds the kernel's random id of this boot (Documentation/admin-guide/sysctl/kernel.rst).
 const bootIDFile = "/proc/sys/kernel/random/boot_id"
 
 // newLeaseID returns 128 random bits in hex.

@@ -9,7 +9,7 @@ import (
 	"vfbroker/sriov/pci"
 )
 
-// Place chooses a function for a request: the named one, or a free VF of the
+// place chooses a function for a request: the named one, or a free VF of the
 // PF that has the fewest leases. It is pure. When nothing fits, its error says
 // why each candidate was refused and what would help.
 func place(inv *inventory, r Request) (FunctionID, error) {
