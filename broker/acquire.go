@@ -238,8 +238,9 @@ func (b *Broker) letGo(e *entry, err error) {
 	b.inv.drop(e.lease.Function, b.inv.recordOf(e.lease.Function))
 	e.err = err
 	e.lease.State, e.lease.Reason = Closed, err.Error()
-	// A commit that failed may have reached the disk all the same: the next one takes it back.
-	b.disowned = append(b.disowned, e.lease.ID)
+	if errors.As(err, new(uncertain)) {
+		b.owe(Batch{Forget: []LeaseID{e.lease.ID}})
+	}
 	b.leases.remove(e.lease.ID)
 	e.mark()
 }

@@ -25,6 +25,7 @@ const (
 	bucketLeases    = "leases"    // by lease id
 	bucketFunctions = "functions" // by "<pf id>/<index>"
 	bucketPFs       = "pfs"       // by identity
+	bucketAudit     = "audit"     // by sequence number, big-endian
 )
 
 const journalSchema = "1"
@@ -112,7 +113,7 @@ func (s *boltStore) prepare() error {
 			}
 			return nil
 		}
-		for _, name := range []string{bucketLeases, bucketFunctions, bucketPFs} {
+		for _, name := range []string{bucketLeases, bucketFunctions, bucketPFs, bucketAudit} {
 			if _, err := tx.CreateBucket([]byte(name)); err != nil {
 				return err
 			}
@@ -280,7 +281,7 @@ func (b Batch) put(tx *bolt.Tx) error {
 			return err
 		}
 	}
-	return nil
+	return putAudit(tx, b.Audit, b.Again)
 }
 
 // Close implements Store.

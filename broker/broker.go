@@ -100,8 +100,9 @@ type Broker struct {
 	inv     inventory
 	leases  leaseTable
 
-	// disowned are leases whose commit failed; the next one forgets them.
-	disowned []LeaseID
+	// owed is what could not be written. It is written before anything else is.
+	owed   Batch
+	paying chan struct{} // capacity 1: holds a token while owed is written
 }
 
 // Open loads the journal, looks at the host, and brings both to agreement; what
@@ -109,7 +110,7 @@ type Broker struct {
 func Open(ctx context.Context, o Options) (*Broker, error) {
 	b := &Broker{
 		fs: o.FS, attrs: o.Attributes, store: o.Store, hvs: o.Hypervisors, guests: o.Guests, policy: o.Policy,
-		log: o.Log, rand: o.Rand, onStep: o.OnStep, limits: o.Limits.withDefaults(),
+		log: o.Log, rand: o.Rand, onStep: o.OnStep, limits: o.Limits.withDefaults(), paying: make(chan struct{}, 1),
 	}
 	if b.log == nil {
 		b.log = slog.New(slog.DiscardHandler)

@@ -243,6 +243,18 @@ func (d *driver) afterCommit(err error) bool {
 // errOvertaken: the lease was no longer in the state that the change started from.
 var errOvertaken = errors.New("the lease has changed state meanwhile")
 
+// commitTransition makes a change of state durable. Only a grant waits for a journal that cannot
+// be written: a way back that is forgotten is found out anew by recovery.
+func (b *Broker) commitTransition(to LeaseState, batch Batch) error {
+	if to == Pending || to == Active {
+		return b.commit(b.ctx, batch)
+	}
+	if err := b.commitOrOwe(b.ctx, batch); err != nil {
+		b.log.Error("journal: it is behind, and is written before anything else is granted", "lease", batch.Leases[0].ID, "state", to, "err", err)
+	}
+	return nil
+}
+
 // transition changes a lease durably, if it is still in state from, and then in memory.
 // cause is what a waiting client is told.
 func (b *Broker) transition(e *entry, from LeaseState, change func(*Lease, *Batch), cause error) error {
@@ -260,7 +272,7 @@ func (b *Broker) transition(e *entry, from LeaseState, change func(*Lease, *Batc
 	l.Changed = time.Now()
 	batch.Leases = append(batch.Leases, l)
 	batch.Forget = forget
-	if err := b.commit(b.ctx, batch); err != nil {
+	if err := b.commitTransition(l.State, batch); err != nil {
 		return err
 	}
 	b.mu.Lock()

@@ -15,32 +15,21 @@ type Store interface {
 	// Load returns the journal as the last durable commit left it.
 	Load() (Journal, error)
 	// Commit makes a batch durable, all of it or nothing, before it returns.
-	// After an error nothing may be granted on the strength of the batch.
+	// After an error nothing may be granted on the strength of the batch: it may have reached the disk or not.
+	// A store that failed tries anew at each Commit, so that it recovers when space or the disk returns.
 	Commit(ctx context.Context, batch Batch) error
+	// Audit calls visit with each record of the audit log from seq on, oldest
+	// first, and returns the hash of the newest record ("" there is none). An error of visit ends it.
+	Audit(from uint64, visit func(seq uint64, record []byte) error) (head string, err error)
 	// Close releases the journal for another daemon.
 	Close() error
 }
 
-// commit makes a batch durable, and with it takes back what earlier commits
-// failed to write: a failed commit may have reached the disk, and must not be believed after a restart.
-func (b *Broker) commit(ctx context.Context, batch Batch) error {
-	b.mu.Lock()
-	n := len(b.disowned)
-	batch.Forget = append(batch.Forget, b.disowned...)
-	b.mu.Unlock()
-	if err := b.store.Commit(ctx, batch); err != nil {
-		return err
-	}
-	if n > 0 {
-		b.mu.Lock()
-		b.disowned = slices.DeleteFunc(b.disowned, func(id LeaseID) bool { return slices.Contains(batch.Forget, id) })
-		b.mu.Unlock()
-	}
-	return nil
-}
-
 // Journal is all that survives the daemon.
 type Journal struct {
+	// New says that nothing is known of what was before: the journal was just made, or cannot be
+	// read (and every Commit fails until it is moved away). What guests hold is then learned from them.
+	New       bool
 	Epoch     string // random, made with the journal
 	Counter   uint64 // of the newest generation
 	Leases    []Lease
@@ -55,6 +44,24 @@ type Batch struct {
 	Forget    []LeaseID
 	Functions []FunctionRecord
 	PFs       []PFRecord
+	Audit     []AuditRecord // appended to the log in the same transaction
+
+	// Again says that the batch was written before with an error, and may have reached the disk:
+	// an audit record whose ID is in the log is not appended a second time.
+	Again bool
+}
+
+// then returns the batch that writes b and after it next.
+func (b Batch) then(next Batch) Batch {
+	return Batch{
+		Counter:   max(b.Counter, next.Counter),
+		Leases:    slices.Concat(b.Leases, next.Leases),
+		Forget:    slices.Concat(b.Forget, next.Forget),
+		Functions: slices.Concat(b.Functions, next.Functions),
+		PFs:       slices.Concat(b.PFs, next.PFs),
+		Audit:     slices.Concat(b.Audit, next.Audit),
+		Again:     b.Again || next.Again,
+	}
 }
 
 // FunctionRecord is what is remembered of a function between leases.
@@ -80,6 +87,7 @@ type PFRecord struct {
 	ID      string   `json:"id"`
 	Aliases []string `json:"aliases"`
 	Addr    pci.Addr `json:"addr"`
+	VFs     *int     `json:"vfs,omitempty"` // what it was last carved into, nil: never by us
 	Carve   *Carving `json:"carve,omitempty"`
 }
 
