@@ -43,22 +43,6 @@ func (b *Broker) acquire(ctx context.Context, c Caller, r Request) (l Lease, fre
 	return l, fresh, err
 }
 
-// Plan says what Acquire would do, and changes nothing.
-func (b *Broker) Plan(ctx context.Context, c Caller, r Request) (Lease, error) {
-	l, err := b.plan(ctx, c, r)
-	if err != nil {
-		return Lease{}, err
-	}
-	b.mu.Lock()
-	id, err := place(&b.inv, r)
-	b.mu.Unlock()
-	if err != nil {
-		return Lease{}, err
-	}
-	err = b.fill(ctx, &l, id)
-	return l, err
-}
-
 // remembered finds the lease of a request that was made before.
 func (b *Broker) remembered(c Caller, r Request) (*entry, error) {
 	if err := r.check(); err != nil {
@@ -162,6 +146,7 @@ func (b *Broker) plan(ctx context.Context, c Caller, r Request) (Lease, error) {
 	if l.Guest, err = hv.Lookup(look, r.Guest); err != nil {
 		return Lease{}, err
 	}
+	l.Plan.Grace, l.Plan.Keep = b.policy.Grace, guest.Keep
 	l.Plan.Shim = r.Shim == ShimRequire || r.Shim == ShimDefault && l.Guest.Shim
 	if r.Shim == ShimRequire && !hv.Capabilities().Shim {
 		return Lease{}, fmt.Errorf("lend to guest %s: %w: target %s has no channel to a shim", r.Guest, ErrUnsupported, guest.Target)

@@ -31,14 +31,7 @@ func (b *Broker) wantedAttrs(r Request) (sriov.VFAttrs, error) {
 
 // readAttributes reads a VF's attributes through its PF's VF list.
 func (b *Broker) readAttributes(ctx context.Context, id FunctionID) (sriov.VFAttrs, error) {
-	pf, err := b.pfOf(id)
-	if err != nil {
-		return sriov.VFAttrs{}, err
-	}
-	b.mu.Lock()
-	reader := &b.inv.byID[id.PF].reader
-	b.mu.Unlock()
-	list, err := reader.read(ctx, func() ([]sriov.VFAttrs, error) { return b.attrs.VFs(b.ctx, pf) })
+	list, err := b.readList(ctx, id.PF)
 	if err != nil {
 		return sriov.VFAttrs{}, fmt.Errorf("read attributes of function %s: %w", id, err)
 	}
@@ -46,6 +39,18 @@ func (b *Broker) readAttributes(ctx context.Context, id FunctionID) (sriov.VFAtt
 		return sriov.VFAttrs{}, fmt.Errorf("read attributes of function %s: %w: the kernel lists %d VFs", id, ErrNotFound, len(list))
 	}
 	return list[id.Index], nil
+}
+
+// readList reads the VF list of a PF.
+func (b *Broker) readList(ctx context.Context, id string) ([]sriov.VFAttrs, error) {
+	pf, err := b.pfOf(FunctionID{PF: id})
+	if err != nil {
+		return nil, err
+	}
+	b.mu.look()
+	reader := &b.inv.byID[id].reader
+	b.mu.Unlock()
+	return reader.read(ctx, func() ([]sriov.VFAttrs, error) { return b.attrs.VFs(b.ctx, pf) })
 }
 
 // writeAttributes writes a VF's attributes. Writes to one PF do not interleave;

@@ -1,6 +1,14 @@
 package broker
 
-import "time"
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
 
 // AuditEvent is what an audit record tells.
 type AuditEvent string
@@ -41,3 +49,104 @@ type AuditRecord struct {
 	Reason     string       `json:"reason,omitempty"`
 	Scrub      *ScrubRecord `json:"scrub,omitempty"`
 }
+
+// auditOf begins the record of an event of a lease.
+func (b *Broker) auditOf(l Lease, event AuditEvent) AuditRecord {
+	r := AuditRecord{
+		ID: string(l.ID) + "/" + string(event), Time: time.Now(), Event: event, Function: l.Function.String(), Addr: l.Addr.String(),
+		Lease: l.ID, Generation: l.Generation.Counter, Guest: l.Guest.ID, Target: l.Target,
+		Caller: &l.CallerUID, Owner: l.Request.Owner, RequestID: l.Request.RequestID, Reason: l.Reason,
+	}
+	if guest, err := b.guests(l.Guest.ID); err == nil {
+		r.Tenant = &guest.OwnerUID
+	}
+	return r
+}
+
+// auditOfEnd is what is recorded of a lease that ends, with what became of its function.
+func (b *Broker) auditOfEnd(l Lease, record FunctionRecord) []AuditRecord {
+	event := AuditReleased
+	switch {
+	case l.State == Lost:
+		event = AuditLost
+	case !l.Granted && record.Quarantined != "":
+		event = AuditQuarantined
+	case !l.Granted:
+		return nil // the function was never lent
+	}
+	r := b.auditOf(l, event)
+	r.Scrub = record.Scrub
+	if record.Quarantined != "" {
+		r.Reason = record.Quarantined
+	}
+	return []AuditRecord{r}
+}
+
+// auditOfFunction begins the record of an event that no lease is about.
+func (b *Broker) auditOfFunction(function string, event AuditEvent) AuditRecord {
+	return AuditRecord{ID: fmt.Sprintf("%s/%s/%s/%d", function, event, b.bootID, b.clock()), Time: time.Now(), Event: event, Function: function}
+}
+
+// AuditFilter chooses records of the audit log. The zero value chooses all.
+type AuditFilter struct {
+	Function string // "<pf>/<index>", a PF's identity, or an address
+	Tenant   string // user id of the guest's owner or of who asked, or the request's owner
+	Since    time.Time
+}
+
+func (f AuditFilter) matches(r AuditRecord) bool {
+	uid := func(u *int) bool { return u != nil && strconv.Itoa(*u) == f.Tenant }
+	switch {
+	case f.Function != "" && f.Function != r.Function && f.Function != r.Addr && !strings.HasPrefix(r.Function, f.Function+"/"):
+		return false
+	case f.Tenant != "" && f.Tenant != r.Owner && !uid(r.Tenant) && !uid(r.Caller):
+		return false
+	}
+	return r.Time.Compare(f.Since) >= 0
+}
+
+// AuditLine is a record as the log holds it.
+type AuditLine struct {
+	AuditRecord
+	Text []byte // the JSON text, whose SHA-256 the next record's Prev is
+}
+
+// Audit returns a page of the kept records of the audit log, oldest first, and
+// the hash of the newest record, which is what VerifyAudit wants. Administrators only.
+func (b *Broker) Audit(c Caller, f AuditFilter, p Page) (lines []AuditLine, head, next string, err error) {
+	if !c.Admin {
+		return nil, "", "", fmt.Errorf("read audit log: %w: only root may", ErrDenied)
+	}
+	size, err := p.size()
+	if err != nil {
+		return nil, "", "", err
+	}
+	from := uint64(1)
+	if p.Token != "" {
+		if from, err = strconv.ParseUint(p.Token, 10, 64); err != nil {
+			return nil, "", "", fmt.Errorf("page_token %.40q: %w: use the next_page_token of the page before", p.Token, ErrInvalid)
+		}
+	}
+	head, err = b.store.Audit(from, func(seq uint64, text []byte) error {
+		line := AuditLine{Text: bytes.Clone(text)}
+		if err := json.Unmarshal(text, &line.AuditRecord); err != nil {
+			return fmt.Errorf("record %d: %w", seq, err)
+		}
+		if !f.matches(line.AuditRecord) {
+			return nil
+		}
+		if len(lines) == size {
+			next = strconv.FormatUint(seq, 10)
+			return errEnough
+		}
+		lines = append(lines, line)
+		return nil
+	})
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	return lines, head, next, err
+}
+
+// errEnough ends a walk through the log: the page is full.
+var errEnough = errors.New("enough")

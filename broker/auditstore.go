@@ -75,7 +75,7 @@ func (s *boltStore) Audit(from uint64, visit func(seq uint64, record []byte) err
 		})
 	})
 	if err != nil {
-		return "", fmt.Errorf("read audit log of journal %s: %w: %w", s.path, ErrUnavailable, err)
+		return head, fmt.Errorf("read audit log of journal %s: %w: %w", s.path, ErrUnavailable, err)
 	}
 	return head, nil
 }

@@ -33,11 +33,15 @@ type Options struct {
 	Hypervisors map[Target]Hypervisor
 	Guests      func(GuestID) (GuestConfig, error) // ErrNotFound: not configured
 	Policy      Policy
-	Uevents     <-chan sysfs.Uevent // nil: the inventory changes by our own writes only
-	Log         *slog.Logger        // nil: discarded
-	Rand        io.Reader           // nil: crypto/rand
+	ListGuests  func() ([]GuestID, error) // every configured one; nil: none are known beside those of the leases
+	Uevents     <-chan sysfs.Uevent       // nil: the inventory changes by our own writes only
+	Log         *slog.Logger              // nil: discarded
+	Rand        io.Reader                 // nil: crypto/rand
 	OnStep      func(step StepName, d time.Duration)
 	Limits      Limits
+
+	// Boottime is the time since the host's boot, suspension included; nil: CLOCK_BOOTTIME.
+	Boottime func() time.Duration
 }
 
 // Limits are the broker's deadlines. The zero value of a field is its default.
@@ -47,13 +51,18 @@ type Limits struct {
 	Ready  time.Duration // the guest's shim reports the function; 60 s
 	Unplug time.Duration // until an unanswered unplug is asked again; 15 s
 	Retry  time.Duration // pause before a look that failed is repeated; 5 s
+
+	Restart time.Duration // until a guest that restarts must be back; 10 min
+	Drift   time.Duration // from a change of the host to the look for drift; 1 s
+	Resync  time.Duration // between looks at the whole host, in case an event was missed; 10 min
 }
 
 func (l Limits) withDefaults() Limits {
 	for _, f := range []struct {
 		v *time.Duration
 		d time.Duration
-	}{{&l.Look, 5 * time.Second}, {&l.Step, 30 * time.Second}, {&l.Ready, time.Minute}, {&l.Unplug, 15 * time.Second}, {&l.Retry, 5 * time.Second}} {
+	}{{&l.Look, 5 * time.Second}, {&l.Step, 30 * time.Second}, {&l.Ready, time.Minute}, {&l.Unplug, 15 * time.Second}, {&l.Retry, 5 * time.Second}, {&l.Restart, 10 * time.Minute},
+		{&l.Drift, time.Second}, {&l.Resync, 10 * time.Minute}} {
 		if *f.v == 0 {
 			*f.v = f.d
 		}
@@ -64,7 +73,8 @@ func (l Limits) withDefaults() Limits {
 // Policy is what the administrator allows. PFs is the allow-list: the broker
 // writes to no other device, and it is empty by default.
 type Policy struct {
-	PFs []PFPolicy
+	PFs   []PFPolicy
+	Grace time.Duration // after a lease's end, in which it can still be renewed
 }
 
 // PFPolicy is the policy of one PF.
@@ -73,6 +83,7 @@ type PFPolicy struct {
 	VFs    *int   // carve at start; nil: leave as it is
 	MaxVFs int    // 0: what the hardware offers
 	Trust  bool   // requests may ask for a trusted VF
+	Repair bool   // what others changed of its VFs is set right again; else it is only reported
 }
 
 // Broker lends the functions of one host. Its methods are safe for concurrent use.
@@ -88,6 +99,8 @@ type Broker struct {
 	onStep func(StepName, time.Duration)
 	limits Limits
 	bootID string
+	clock  func() time.Duration // since the host's boot
+	listed func() ([]GuestID, error)
 	epoch  string
 
 	ctx     context.Context // ends with Close
@@ -99,6 +112,8 @@ type Broker struct {
 	counter uint64 // of generations
 	inv     inventory
 	leases  leaseTable
+	ends    schedule // of leases
+	drifted map[DriftKind]uint64
 
 	// owed is what could not be written. It is written before anything else is.
 	owed   Batch
@@ -111,12 +126,16 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 	b := &Broker{
 		fs: o.FS, attrs: o.Attributes, store: o.Store, hvs: o.Hypervisors, guests: o.Guests, policy: o.Policy,
 		log: o.Log, rand: o.Rand, onStep: o.OnStep, limits: o.Limits.withDefaults(), paying: make(chan struct{}, 1),
+		clock: o.Boottime, listed: o.ListGuests, ends: schedule{wake: make(chan struct{}, 1)}, drifted: map[DriftKind]uint64{},
 	}
 	if b.log == nil {
 		b.log = slog.New(slog.DiscardHandler)
 	}
 	if b.rand == nil {
 		b.rand = rand.Reader
+	}
+	if b.clock == nil {
+		b.clock = boottime
 	}
 	if b.onStep == nil {
 		b.onStep = func(StepName, time.Duration) {}
@@ -136,9 +155,8 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 	for target := range b.hvs {
 		b.workers.Go(func() { b.watchGuests(target, events[target]) })
 	}
-	if o.Uevents != nil {
-		b.workers.Go(func() { b.watchHost(o.Uevents) })
-	}
+	b.workers.Go(b.watchEnds)
+	b.workers.Go(func() { b.watchHost(o.Uevents) })
 	return b, nil
 }
 

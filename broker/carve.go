@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"vfbroker/sriov"
 	"vfbroker/sriov/pci"
@@ -135,7 +136,7 @@ func (b *Broker) carve(ctx context.Context, p *pfState, addr pci.Addr, res *Carv
 		p.carving = false
 		b.mu.Unlock()
 	}()
-	if err := b.noteCarve(ctx, p, &Carving{Want: res.After, Found: res.Before, BootID: b.bootID}, false); err != nil {
+	if err := b.noteCarve(ctx, p, &Carving{Want: res.After, Found: res.Before, BootID: b.bootID}, nil); err != nil {
 		return err
 	}
 	wide, cancel := context.WithTimeout(ctx, carveLimit(res.After))
@@ -145,33 +146,45 @@ func (b *Broker) carve(ctx context.Context, p *pfState, addr pci.Addr, res *Carv
 	if err != nil {
 		err = fmt.Errorf("carve PF %s: %w: %w", p.id(), ErrUnavailable, err)
 	}
-	return errors.Join(err, b.noteCarve(ctx, p, nil, err == nil), b.readPF(addr.String()))
+	var done *Carved
+	if err == nil {
+		done = &Carved{VFs: got, BootID: b.bootID}
+	}
+	err = errors.Join(err, b.noteCarve(ctx, p, nil, done), b.readPF(addr.String()))
+	b.tidy(p.id())
+	return err
 }
 
-// noteCarve makes a carve's begin or end (nil) durable. fresh says that the VFs
-// of before were destroyed, and with them what was remembered of them.
-func (b *Broker) noteCarve(ctx context.Context, p *pfState, c *Carving, fresh bool) error {
+// noteCarve makes a carve's begin or end (c is nil) durable. done says that the VFs of
+// before were destroyed: those made anew in the place of quarantined ones leave quarantine by a scrub.
+func (b *Broker) noteCarve(ctx context.Context, p *pfState, c *Carving, done *Carved) error {
 	b.mu.Lock()
 	record := p.record
 	record.Carve = c
-	batch := Batch{PFs: []PFRecord{record}}
-	if fresh {
-		for id := range b.inv.records {
-			if id.PF == p.id() {
-				batch.Functions = append(batch.Functions, FunctionRecord{ID: id})
+	batch := Batch{}
+	if done != nil {
+		record.Carved = done
+		for id, f := range b.inv.records {
+			if f.Quarantined != "" && id.PF == p.id() {
+				f.Rescrub = true
+				batch.Functions = append(batch.Functions, f)
 			}
 		}
+		audit := b.auditOfFunction(p.id(), AuditCarved)
+		audit.Reason = fmt.Sprintf("into %d VFs", done.VFs)
+		batch.Audit = append(batch.Audit, audit)
 	}
+	batch.PFs = []PFRecord{record}
 	b.mu.Unlock()
 	if err := b.commit(ctx, batch); err != nil {
 		return err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	p.record.Carve = c
-	if fresh {
-		for _, record := range batch.Functions {
-			delete(b.inv.records, record.ID)
+	p.record = record
+	if done != nil {
+		for _, f := range batch.Functions {
+			b.inv.records[f.ID] = f
 		}
 		p.vfs = nil
 		b.inv.index()
@@ -191,7 +204,7 @@ func (b *Broker) finishCarving(ctx context.Context) error {
 		err := errors.Join(p.mayHave(c.Want), p.mayLose())
 		if c.BootID != b.bootID || err != nil {
 			b.log.Warn("give up an interrupted carve", "pf", p.id(), "want", c.Want, "err", err)
-			if err := b.noteCarve(ctx, p, nil, false); err != nil {
+			if err := b.noteCarve(ctx, p, nil, nil); err != nil {
 				return err
 			}
 			continue
@@ -204,28 +217,34 @@ func (b *Broker) finishCarving(ctx context.Context) error {
 	return nil
 }
 
-// carveByPolicy brings each PF of the allow-list to the count that its policy names.
-func (b *Broker) carveByPolicy(ctx context.Context) error {
+// carveByPolicy brings each PF of the allow-list to the count that its policy
+// names, and after a reboot to the one that it was carved into before.
+func (b *Broker) carveByPolicy(ctx context.Context) {
 	wanted := map[string]int{}
 	for _, p := range b.allPFs() {
 		b.mu.look()
-		if p.policy != nil && p.policy.VFs != nil && p.present {
-			wanted[p.id()] = *p.policy.VFs
+		n, known := p.wantVFs()
+		if known && p.policy != nil && p.present && (p.policy.VFs != nil || p.record.Carved.BootID != b.bootID) {
+			wanted[p.id()] = n
 		}
 		b.mu.Unlock()
 	}
+	var carving sync.WaitGroup // PFs do not wait for each other
 	for pf, n := range wanted {
-		_, err := b.Carve(ctx, Caller{Admin: true}, CarveRequest{RequestID: "policy", PF: pf, NumVFs: n})
-		if err != nil {
-			// Leases of this boot may hold VFs: what is lent comes first.
-			b.log.Error("carve by policy", "pf", pf, "want", n, "err", err)
-		}
+		carving.Go(func() { b.carveAsWanted(ctx, pf, n) })
 	}
-	return nil
+	carving.Wait()
+}
+
+// carveAsWanted carves without anybody's asking. Leases may hold VFs: what is lent comes first.
+func (b *Broker) carveAsWanted(ctx context.Context, pf string, n int) {
+	if _, err := b.Carve(ctx, Caller{Admin: true}, CarveRequest{RequestID: "policy", PF: pf, NumVFs: n}); err != nil {
+		b.log.Error("carve by policy", "pf", pf, "want", n, "err", err)
+	}
 }
 
 func (b *Broker) allPFs() []*pfState {
-	b.mu.Lock()
+	b.mu.look()
 	defer b.mu.Unlock()
 	return append([]*pfState(nil), b.inv.pfs...)
 }

@@ -12,13 +12,17 @@ import (
 // lease at a time; start makes sure of that.
 func (b *Broker) start(e *entry, recovering bool) {
 	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.startLocked(e, recovering)
+}
+
+// startLocked is start under Broker.mu.
+func (b *Broker) startLocked(e *entry, recovering bool) {
 	if e.driven {
 		e.nudge() // under the lock, or the driver could come to rest in between
-		b.mu.Unlock()
 		return
 	}
 	e.driven = true
-	b.mu.Unlock()
 	b.launch(e, recovering)
 }
 
@@ -42,8 +46,16 @@ func (b *Broker) drive(e *entry, recovering bool) {
 		default:
 		}
 		e.driven = false
+		b.recheck(e.lease.Function.PF)
 		b.mu.Unlock()
 		return
+	}
+}
+
+// recheck has a PF looked at for drift whose last look passed over what was under way. It is called under Broker.mu.
+func (b *Broker) recheck(pf string) {
+	if p := b.inv.byID[pf]; p != nil && p.unsure {
+		b.suspect(p)
 	}
 }
 
@@ -73,6 +85,7 @@ func (d *driver) round() bool {
 		d.o = observed{recovering: d.o.recovering && d.state == ""}
 		d.state = l.State
 	}
+	d.o.now, d.o.repair = d.b.clock(), d.o.repair || d.repair()
 	a := next(l, d.o)
 	if a.verb != look {
 		d.e.decide()
@@ -88,12 +101,23 @@ func (d *driver) round() bool {
 		d.wait(l, a)
 	case turn:
 		return d.turn(l, a)
+	case adopt:
+		return d.adopt(l, a.guest)
 	case settle:
 		return d.settle(l, a)
 	case rest:
 		return false
 	}
 	return true
+}
+
+// repair takes the wish that the attributes be set right.
+func (d *driver) repair() bool {
+	d.b.mu.Lock()
+	defer d.b.mu.Unlock()
+	wish := d.e.repair
+	d.e.repair = false
+	return wish
 }
 
 // act runs one effect with a deadline and notes that the step must be looked at again.
@@ -142,6 +166,18 @@ func (b *Broker) stepLimit(s StepName) time.Duration {
 // forget makes the next round look at everything again.
 func (d *driver) forget() { d.o = observed{} }
 
+// adopt gives the lease to a guest that has come back.
+func (d *driver) adopt(l Lease, guest Guest) bool {
+	err := d.b.transition(d.e, l, func(l *Lease, _ *Batch) {
+		l.Guest, l.Slot = guest, ""
+		l.Plan.Want.UID, l.Plan.Want.GID = guest.UID, guest.GID
+	}, nil)
+	if err == nil {
+		d.forget()
+	}
+	return d.afterCommit(err)
+}
+
 // wait parks until the guest answers, somebody asks again, or the time for another try has come.
 func (d *driver) wait(l Lease, a action) {
 	b := d.b
@@ -188,10 +224,19 @@ func (d *driver) tell(err error) {
 
 // turn makes a change of state durable.
 func (d *driver) turn(l Lease, a action) bool {
-	err := d.b.transition(d.e, l.State, func(l *Lease, batch *Batch) {
+	err := d.b.transition(d.e, l, func(l *Lease, batch *Batch) {
 		l.State = a.to
-		if a.to == Active {
+		switch {
+		case a.to == Active && l.Granted: // its guest is back
+			l.Reason = ""
+		case a.to == Active:
 			l.Granted, l.Steps = true, d.spent
+			if l.Request.Duration != 0 {
+				l.Until = d.b.clock() + l.Request.Duration
+			}
+			batch.Audit = append(batch.Audit, d.b.auditOf(*l, AuditGranted))
+		case a.to == Pending:
+			l.Guest.Incarnation, l.Await = "", d.b.clock()+d.b.limits.Restart
 		}
 		if a.err != nil {
 			l.Reason = a.err.Error()
@@ -209,19 +254,23 @@ func (d *driver) settle(l Lease, a action) bool {
 	scrub := d.scrub
 	scrub.Time = time.Now()
 	if a.err != nil {
-		record.Quarantined = a.err.Error()
+		record.Quarantined, record.Rescrub = a.err.Error(), a.to == Lost
 	} else {
 		record.Scrub = &scrub
 	}
 	d.b.refreshFunction(l.Function)
-	err := d.b.transition(d.e, l.State, func(l *Lease, batch *Batch) {
+	err := d.b.transition(d.e, l, func(l *Lease, batch *Batch) {
 		l.State = a.to
 		l.Steps = append(l.Steps, d.spent...)
 		if a.err != nil && l.Reason == "" {
 			l.Reason = a.err.Error()
 		}
 		batch.Functions = append(batch.Functions, record)
+		batch.Audit = append(batch.Audit, d.b.auditOfEnd(*l, record)...)
 	}, a.err)
+	if err == nil {
+		d.b.tidy(l.Function.PF)
+	}
 	return d.afterCommit(err)
 }
 
@@ -240,7 +289,7 @@ func (d *driver) afterCommit(err error) bool {
 	return true
 }
 
-// errOvertaken: the lease was no longer in the state that the change started from.
+// errOvertaken: the lease was no longer as the change was decided on.
 var errOvertaken = errors.New("the lease has changed state meanwhile")
 
 // commitTransition makes a change of state durable. Only a grant waits for a journal that cannot
@@ -255,16 +304,16 @@ func (b *Broker) commitTransition(to LeaseState, batch Batch) error {
 	return nil
 }
 
-// transition changes a lease durably, if it is still in state from, and then in memory.
+// transition changes a lease durably, if it is still as it was in from, and then in memory.
 // cause is what a waiting client is told.
-func (b *Broker) transition(e *entry, from LeaseState, change func(*Lease, *Batch), cause error) error {
+func (b *Broker) transition(e *entry, from Lease, change func(*Lease, *Batch), cause error) error {
 	e.turning <- struct{}{}
 	defer func() { <-e.turning }()
 	b.mu.Lock()
 	l := e.lease
 	forget := b.leases.surplus()
 	b.mu.Unlock()
-	if l.State != from {
+	if l.State != from.State || l.Until != from.Until {
 		return errOvertaken
 	}
 	var batch Batch
@@ -283,6 +332,7 @@ func (b *Broker) transition(e *entry, from LeaseState, change func(*Lease, *Batc
 	if cause != nil || l.State == Active {
 		e.err = cause
 	}
+	b.ends.note(l)
 	for _, id := range forget {
 		b.leases.remove(id)
 	}
@@ -295,6 +345,6 @@ func (b *Broker) transition(e *entry, from LeaseState, change func(*Lease, *Batc
 		b.inv.drop(l.Function, record)
 	}
 	e.mark()
-	b.log.Info("lease", "lease", l.ID, "guest", l.Guest.ID, "function", l.Function.String(), "from", from, "to", l.State, "reason", l.Reason)
+	b.log.Info("lease", "lease", l.ID, "guest", l.Guest.ID, "function", l.Function.String(), "from", from.State, "to", l.State, "reason", l.Reason)
 	return nil
 }

@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"strings"
@@ -59,19 +60,24 @@ func TestGuestEnds(t *testing.T) {
 // await waits until the lease is in the state.
 func (r *rig) await(l broker.Lease, want broker.LeaseState) broker.Lease {
 	r.t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for time.Now().Before(deadline) {
-		got, err := r.Lease(root, l.ID)
-		if err != nil {
+	r.until(fmt.Sprintf("lease %s is %s", l.ID, want), func() bool {
+		var err error
+		if l, err = r.Lease(root, l.ID); err != nil {
 			r.t.Fatal(err)
 		}
-		if got.State == want {
-			return got
-		}
-		time.Sleep(time.Millisecond)
-	}
-	r.t.Fatalf("lease %s did not become %s", l.ID, want)
+		return l.State == want
+	})
 	return l
+}
+
+// until waits for a condition.
+func (r *rig) until(what string, holds func() bool) {
+	r.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			r.t.Fatalf("waited in vain until %s", what)
+		}
+	}
 }
 
 // Each write of an acquire fails once; then nothing is lent, and the function is free again or quarantined with the reason.
@@ -271,6 +277,7 @@ func TestReboot(t *testing.T) {
 	if err != nil || got.State != broker.Closed || !strings.Contains(got.Reason, "reboot") {
 		t.Errorf("lease of the old boot: %s (%s), %v", got.State, got.Reason, err)
 	}
+	r.until("the function is scrubbed", func() bool { return r.function(0).State == broker.Free })
 	r.pristine()
 }
 

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"slices"
+	"time"
 
 	"vfbroker/sriov"
 	"vfbroker/sriov/pci"
@@ -36,7 +37,13 @@ type pfState struct {
 	vfs     []vfState // by index
 	live    int       // leases that hold one of its VFs
 	carving bool
-	present bool
+	tidying bool // a goroutine scrubs what leaves quarantine by itself
+
+	drift     []Drift
+	suspected bool // somebody may have changed it
+	checking  bool // a goroutine looks for drift
+	unsure    bool // the last look passed over functions of which something was under way
+	present   bool
 
 	// writing holds a token while attributes are written: writes to one PF do not interleave, and no other PF waits.
 	writing     chan struct{}
@@ -52,6 +59,10 @@ type vfState struct {
 	gone   bool          // it could not be read when it was last looked at
 	read   uint64        // which look at the host vf is from: an older one that ends later does not count
 	state  FunctionState // Free, Leased, Scrubbing, or Quarantined
+
+	drift    []Drift
+	repairs  int       // in a row
+	repaired time.Time // when it was last set right
 }
 
 func (p *pfState) id() string { return p.record.ID }
@@ -107,7 +118,8 @@ func (inv *inventory) update(read uint64, pf sriov.PF, record PFRecord, policy *
 			}
 		}
 	} else {
-		record.Carve = p.record.Carve // noteCarve's to change, whatever was remembered when the look began
+		// noteCarve's to change, whatever was remembered when the look began.
+		record.Carve, record.Carved = p.record.Carve, p.record.Carved
 	}
 	p.pf, p.record, p.policy, p.present = pf, record, policy, true
 	old := p.vfs
@@ -135,7 +147,7 @@ func (inv *inventory) update(read uint64, pf sriov.PF, record PFRecord, policy *
 
 // become sets the state of a function that no lease holds.
 func (v *vfState) become(record FunctionRecord) {
-	v.lease, v.state, v.reason = "", Free, record.Quarantined
+	v.lease, v.state, v.reason, v.drift, v.repairs = "", Free, record.Quarantined, nil, 0
 	if v.reason != "" {
 		v.state = Quarantined
 	}

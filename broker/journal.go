@@ -68,6 +68,7 @@ func (b Batch) then(next Batch) Batch {
 type FunctionRecord struct {
 	ID          FunctionID   `json:"id"`
 	Quarantined string       `json:"quarantined,omitempty"` // the reason
+	Rescrub     bool         `json:"rescrub,omitempty"`     // it leaves quarantine by itself, by a scrub as soon as it is there
 	LastLease   LeaseID      `json:"last_lease,omitempty"`
 	Scrub       *ScrubRecord `json:"scrub,omitempty"` // of the last lease
 }
@@ -87,8 +88,14 @@ type PFRecord struct {
 	ID      string   `json:"id"`
 	Aliases []string `json:"aliases"`
 	Addr    pci.Addr `json:"addr"`
-	VFs     *int     `json:"vfs,omitempty"` // what it was last carved into, nil: never by us
+	Carved  *Carved  `json:"carved,omitempty"` // what it was last carved into; nil: never by us
 	Carve   *Carving `json:"carve,omitempty"`
+}
+
+// Carved is what a PF should have, as of the last carve.
+type Carved struct {
+	VFs    int    `json:"vfs"`
+	BootID string `json:"boot_id"` // of the boot in which it was carved
 }
 
 // Carving is a carve that was begun and not yet seen to its end.

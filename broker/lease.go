@@ -40,6 +40,7 @@ type GuestConfig struct {
 	CID      uint32 // vsock context id, 0: none
 	OwnerUID int    // the local user that may lend to this guest, beside root
 	Shim     bool
+	Keep     bool // its leases wait for it when it restarts; else they end with it
 }
 
 // FunctionID names a function for good: the identity of its PF and the VF's index.
@@ -117,6 +118,7 @@ const (
 	StepAttach     StepName = "attach"
 	StepReady      StepName = "ready"
 	StepReset      StepName = "reset" // of a release only
+	StepGuest      StepName = "guest" // is back, for a lease that waits for it
 )
 
 // Caller is who asks, as the transport knows it; it never comes from the request.
@@ -137,6 +139,8 @@ type Request struct {
 	MaxRate   int      `json:"max_rate,omitempty"` // Mbit/s, 0 no limit
 	Trust     bool     `json:"trust,omitempty"`    // only where the PF's policy allows
 	Shim      ShimWish `json:"shim,omitempty"`
+
+	Duration time.Duration `json:"duration,omitempty"` // from the grant, unless it is renewed; 0: until it is released
 }
 
 // ShimWish says whether readiness is asked of the guest's shim.
@@ -172,11 +176,17 @@ type Lease struct {
 	Unsupported []string   `json:"unsupported,omitempty"` // attributes that the driver does not support
 	Slot        Slot       `json:"slot,omitempty"`
 	Granted     bool       `json:"granted,omitempty"` // it was active once
-	BootID      string     `json:"boot_id"`
-	Reason      string     `json:"reason,omitempty"` // why it is releasing, lost or closed
-	Created     time.Time  `json:"created"`
-	Changed     time.Time  `json:"changed"`
-	Steps       []StepTime `json:"steps,omitempty"`
+
+	// Until and Await are times since the host's boot, suspension included (CLOCK_BOOTTIME,
+	// clock_gettime(2)): no change of the date moves them, and no lease outlives a boot.
+	Until time.Duration `json:"until,omitempty"` // its end, before the grace; 0: none
+	Await time.Duration `json:"await,omitempty"` // how long it waits for its guest to come back
+
+	BootID  string     `json:"boot_id"`
+	Reason  string     `json:"reason,omitempty"` // why it is releasing, lost or closed
+	Created time.Time  `json:"created"`
+	Changed time.Time  `json:"changed"`
+	Steps   []StepTime `json:"steps,omitempty"`
 }
 
 // Plan is what a lease wants and what was found, step by step.
@@ -185,5 +195,7 @@ type Plan struct {
 	FoundAttrs sriov.VFAttrs `json:"found_attrs"`
 	Want       Setting       `json:"want"`
 	Found      Setting       `json:"found"`
-	Shim       bool          `json:"shim"` // whether readiness is asked of the shim
+	Shim       bool          `json:"shim"`            // whether readiness is asked of the shim
+	Grace      time.Duration `json:"grace,omitempty"` // after its end, in which it can still be renewed
+	Keep       bool          `json:"keep,omitempty"`  // it waits for its guest when that restarts
 }

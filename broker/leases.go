@@ -25,6 +25,7 @@ type entry struct {
 	wake    chan struct{} // capacity 1: look again
 	driven  bool          // a goroutine drives it
 	refusal bool          // the guest refused the last unplug
+	repair  bool          // its attributes are to be set right again
 
 	decided  chan struct{} // closed when it is known what to do after a restart
 	deciding sync.Once

@@ -1,6 +1,9 @@
 package broker
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // The steps in order. A grant goes through acquireSteps; a release goes back
 // through releaseSteps, which leave the function as the next tenant must find it.
@@ -21,6 +24,7 @@ const (
 	refused                   // the guest refused to let go
 	failed                    // looking or acting failed
 	gone                      // the function is no longer there
+	ended                     // the guest is no longer there, and so no longer holds the function
 )
 
 // observation is what was seen of one step.
@@ -28,12 +32,15 @@ type observation struct {
 	is    condition
 	tried bool // an effect came before this look
 	err   error
+	guest Guest // of StepGuest, as it is now
 }
 
 // observed is what was seen of the host, step by step. The zero value knows nothing.
 type observed struct {
 	recovering bool           // the daemon was restarted in the middle of the lease
-	steps      [6]observation // by stepIndex
+	repair     bool           // somebody else changed its attributes
+	now        time.Duration  // since the host's boot
+	steps      [7]observation // by stepIndex
 }
 
 func (o *observed) at(s StepName) *observation { return &o.steps[stepIndex(s)] }
@@ -50,8 +57,10 @@ func stepIndex(s StepName) int {
 		return 3
 	case StepReady:
 		return 4
-	default: // StepReset
+	case StepGuest:
 		return 5
+	default: // StepReset
+		return 6
 	}
 }
 
@@ -64,6 +73,7 @@ const (
 	undo               // bring the step to what a free function has
 	wait               // nothing can be done before something happens or time passes
 	turn               // durably change the lease's state; the reason says why
+	adopt              // durably give the lease to the guest's new incarnation
 	settle             // durably end the lease: closed, with the function free, or quarantined when there is a reason
 	rest               // all is as it should be
 )
@@ -74,6 +84,8 @@ type action struct {
 	step StepName   // look, do, undo, wait
 	to   LeaseState // turn, settle
 	err  error      // turn, settle, wait: why
+
+	guest Guest // adopt
 }
 
 // next decides what to do with a lease, from the lease and what was observed
@@ -81,9 +93,9 @@ type action struct {
 func next(l Lease, o observed) action {
 	switch l.State {
 	case Pending:
-		return nextPending(o)
+		return nextPending(l, o)
 	case Active:
-		return nextActive(o)
+		return nextActive(l, o)
 	case Releasing:
 		return nextReleasing(o)
 	default:
@@ -91,8 +103,12 @@ func next(l Lease, o observed) action {
 	}
 }
 
-func nextPending(o observed) action {
-	if o.recovering {
+func nextPending(l Lease, o observed) action {
+	if l.Granted {
+		if a := nextAwaiting(l, o); a.verb != rest {
+			return a
+		}
+	} else if o.recovering {
 		// Whoever asked is gone. The grant is finished only if the guest
 		// already holds the function; else it is taken back.
 		switch a := o.at(StepAttach); a.is {
@@ -110,7 +126,7 @@ func nextPending(o observed) action {
 		case asWanted:
 		case unseen:
 			return action{verb: look, step: s}
-		case failed, gone, refused:
+		case failed, gone, refused, ended:
 			return action{verb: turn, to: Releasing, err: a.err}
 		default:
 			if a.tried {
@@ -122,26 +138,70 @@ func nextPending(o observed) action {
 	return action{verb: turn, to: Active}
 }
 
-func nextActive(o observed) action {
+// nextAwaiting decides for a lease whose guest restarts. It rests when that is back.
+func nextAwaiting(l Lease, o observed) action {
+	switch a := o.at(StepGuest); {
+	case l.over(o.now):
+		return action{verb: turn, to: Releasing, err: errOver}
+	case l.Guest.Incarnation != "":
+		return action{verb: rest}
+	case a.is == unseen:
+		return action{verb: look, step: StepGuest}
+	case a.is == asWanted:
+		return action{verb: adopt, guest: a.guest}
+	case o.now >= l.Await:
+		return action{verb: turn, to: Releasing, err: fmt.Errorf("the guest ended and did not come back: %w", ErrNotFound)}
+	default:
+		return action{verb: wait, step: StepGuest, err: a.err}
+	}
+}
+
+// errOver is why a lease ends that was not renewed.
+var errOver = fmt.Errorf("its time is over: %w", ErrNotFound)
+
+// over says whether the lease has ended, grace included.
+func (l Lease) over(now time.Duration) bool { return l.Until != 0 && now >= l.Until+l.Plan.Grace }
+
+func nextActive(l Lease, o observed) action {
+	if l.over(o.now) {
+		return action{verb: turn, to: Releasing, err: errOver}
+	}
 	switch a := o.at(StepAttach); a.is {
 	case unseen:
 		return action{verb: look, step: StepAttach}
 	case asWanted:
-		return action{verb: rest}
+		return nextRepair(o)
 	case failed:
 		return action{verb: wait, step: StepAttach, err: a.err}
 	case gone:
+		return action{verb: settle, to: Lost, err: a.err}
+	case ended:
+		if l.Plan.Keep {
+			return action{verb: turn, to: Pending, err: a.err}
+		}
 		return action{verb: turn, to: Releasing, err: a.err}
 	default:
 		return action{verb: turn, to: Releasing, err: fmt.Errorf("the guest no longer holds the function: %w", ErrNotFound)}
 	}
 }
 
+// nextRepair decides for a lease that the guest holds. Its attributes are set
+// once; what does not help is not tried again before somebody asks.
+func nextRepair(o observed) action {
+	switch a := o.at(StepAttributes); {
+	case o.repair && a.is == unseen && !a.tried:
+		return action{verb: look, step: StepAttributes}
+	case o.repair && a.is == between && !a.tried:
+		return action{verb: do, step: StepAttributes}
+	}
+	return action{verb: rest}
+}
+
 func nextReleasing(o observed) action {
 	for _, s := range releaseSteps {
 		a := o.at(s)
 		switch {
-		case a.is == asFree:
+		case a.is == asFree, a.is == ended:
 		case a.is == unseen && s == StepReset:
 			// A reset leaves nothing to look at: it is done, or done again.
 			return action{verb: undo, step: s}

@@ -47,6 +47,16 @@ func (b *Broker) Clear(ctx context.Context, c Caller, function string) (VFView, 
 func (b *Broker) takeQuarantined(function string) (FunctionID, Lease, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	id, l, err := b.quarantined(function)
+	if err == nil {
+		_, v := b.inv.function(id)
+		v.state = Scrubbing
+	}
+	return id, l, err
+}
+
+// quarantined finds a function that may be cleared. It is called under Broker.mu.
+func (b *Broker) quarantined(function string) (FunctionID, Lease, error) {
 	p, i, err := resolve(&b.inv, function)
 	if err != nil {
 		return FunctionID{}, Lease{}, err
@@ -65,7 +75,6 @@ func (b *Broker) takeQuarantined(function string) (FunctionID, Lease, error) {
 	case v.vf.Driver != "" && !b.oursToBind(v.vf.Driver):
 		return id, Lease{}, fmt.Errorf("clear function %s: %w: it is bound to %s, and not by a lease; unbind it first", id, ErrDenied, v.vf.Driver)
 	}
-	v.state = Scrubbing
 	// The scrub of a lease that has ended: there is no guest, and nothing is to be restored but "unbound".
 	return id, Lease{State: Releasing, Function: id, Addr: v.vf.Addr, PFAddr: p.pf.Addr}, nil
 }
@@ -117,11 +126,15 @@ func (b *Broker) scrubAgain(ctx context.Context, id FunctionID, l Lease) (Functi
 	b.refreshFunction(id)
 	cleared := record
 	scrub.Time = time.Now()
-	cleared.Quarantined, cleared.Scrub = "", &scrub
+	cleared.Quarantined, cleared.Rescrub, cleared.Scrub = "", false, &scrub
+	event := AuditScrubbed
 	if err != nil {
 		cleared.Quarantined, cleared.Scrub = err.Error(), nil
+		event = AuditQuarantined
 	}
-	if commitErr := b.commit(ctx, Batch{Functions: []FunctionRecord{cleared}}); commitErr != nil {
+	audit := b.auditOfFunction(id.String(), event)
+	audit.Addr, audit.Scrub, audit.Reason = l.Addr.String(), cleared.Scrub, cleared.Quarantined
+	if commitErr := b.commit(ctx, Batch{Functions: []FunctionRecord{cleared}, Audit: []AuditRecord{audit}}); commitErr != nil {
 		return record, errors.Join(err, commitErr) // as it was: the journal does not know of the scrub
 	}
 	return cleared, err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,6 +27,9 @@ func (b *Broker) recover(ctx context.Context) error {
 	if err := b.discover(ctx); err != nil {
 		return err
 	}
+	if journal.New {
+		journal.Leases = b.adopt(ctx)
+	}
 	live, err := b.restore(journal.Leases)
 	if err != nil {
 		return err
@@ -39,7 +41,11 @@ func (b *Broker) recover(ctx context.Context) error {
 		return err
 	}
 	b.resume(live)
-	return b.carveByPolicy(ctx)
+	b.carveByPolicy(ctx)
+	for _, p := range b.allPFs() {
+		b.changed(p.id())
+	}
+	return nil
 }
 
 // restore takes the journal's leases into memory and returns the live ones.
@@ -69,10 +75,11 @@ func (b *Broker) endOldBoot(live []*entry) error {
 		if e.lease.BootID == b.bootID {
 			continue
 		}
-		err := b.transition(e, e.lease.State, func(l *Lease, batch *Batch) {
+		err := b.transition(e, e.lease, func(l *Lease, batch *Batch) {
 			l.State, l.Reason = Closed, "the host was rebooted"
-			batch.Functions = append(batch.Functions, FunctionRecord{ID: l.Function, LastLease: l.ID,
-				Scrub: &ScrubRecord{Time: time.Now(), Method: "host reboot"}})
+			record := FunctionRecord{ID: l.Function, LastLease: l.ID, Quarantined: "it was lent when the host was rebooted", Rescrub: true}
+			batch.Functions = append(batch.Functions, record)
+			batch.Audit = append(batch.Audit, b.auditOfEnd(*l, record)...)
 		}, fmt.Errorf("lease %s: %w: the host was rebooted", e.lease.ID, ErrNotFound))
 		if err != nil {
 			return err

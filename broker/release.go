@@ -18,16 +18,13 @@ type ReleaseRequest struct {
 // guest that refuses keeps the function and the lease stays releasing (ErrGuestRefused); the end of ctx ends
 // the wait, not the work. Releasing twice is no error.
 func (b *Broker) Release(ctx context.Context, c Caller, r ReleaseRequest) (Lease, error) {
-	e, err := b.owned(c, r.LeaseID)
+	e, err := b.named(c, r.LeaseID, r.Generation, "release")
 	if err != nil {
 		return Lease{}, err
 	}
 	l := b.copyOf(e)
-	if l.Generation != r.Generation {
-		return Lease{}, fmt.Errorf("release lease %s: %w: its generation is not %s@%d; a later lease is not yours to release", l.ID, ErrConflict, r.Generation.Epoch, r.Generation.Counter)
-	}
 	for l.State == Pending || l.State == Active {
-		err := b.transition(e, l.State, func(l *Lease, _ *Batch) {
+		err := b.transition(e, l, func(l *Lease, _ *Batch) {
 			l.State, l.Reason = Releasing, "released"
 		}, fmt.Errorf("lease %s: %w: it was released", l.ID, ErrConflict))
 		if err != nil && !errors.Is(err, errOvertaken) {
@@ -67,6 +64,19 @@ func (b *Broker) released(ctx context.Context, e *entry, waiting <-chan struct{}
 			return b.copyOf(e), fmt.Errorf("release lease %s: %w: the broker is stopping; the release goes on when it is back", e.lease.ID, ErrUnavailable)
 		}
 	}
+}
+
+// named finds a lease of the caller's by id and generation. The generation is the fence: who
+// names an older one has been overtaken, and changes nothing.
+func (b *Broker) named(c Caller, id LeaseID, g Generation, verb string) (*entry, error) {
+	e, err := b.owned(c, id)
+	if err != nil {
+		return nil, err
+	}
+	if b.copyOf(e).Generation != g {
+		return nil, fmt.Errorf("%s lease %s: %w: its generation is not %s@%d; a later lease is not yours to %s", verb, id, ErrConflict, g.Epoch, g.Counter, verb)
+	}
+	return e, nil
 }
 
 // owned finds a lease that the caller may act on. One that is somebody else's is denied.

@@ -4,12 +4,15 @@ import (
 	"fmt"
 	"net"
 	"regexp"
+	"time"
 )
 
 // Limits on what a client may send.
 const (
 	maxName = 128
 	maxRate = 1 << 20 // Mbit/s
+
+	maxDuration = 366 * 24 * time.Hour
 )
 
 var (
@@ -40,6 +43,8 @@ func (r Request) check() error {
 		return bad("vlan", fmt.Sprint(r.VLAN), "0 (none) to 4094")
 	case r.MaxRate < 0 || r.MaxRate > maxRate:
 		return bad("max_rate", fmt.Sprint(r.MaxRate), "0 (no limit) to 1048576 Mbit/s")
+	case r.Duration < 0 || r.Duration > maxDuration:
+		return bad("duration", r.Duration.String(), "0 (until it is released) to 8784h")
 	case r.Shim != ShimDefault && r.Shim != ShimRequire && r.Shim != ShimSkip:
 		return bad("shim", string(r.Shim), "require or skip, or nothing")
 	}

@@ -15,6 +15,9 @@ import (
 func (b *Broker) look(ctx context.Context, l Lease, s StepName, tried bool) observation {
 	ctx, cancel := context.WithTimeout(ctx, b.limits.Look)
 	defer cancel()
+	if s == StepGuest {
+		return b.lookForGuest(ctx, l)
+	}
 	is, err := b.condition(ctx, l, s, tried)
 	if err != nil && is == unseen {
 		is = failed
@@ -23,6 +26,18 @@ func (b *Broker) look(ctx context.Context, l Lease, s StepName, tried bool) obse
 		}
 	}
 	return observation{is: is, tried: tried, err: err}
+}
+
+// lookForGuest looks whether a guest that restarts is back.
+func (b *Broker) lookForGuest(ctx context.Context, l Lease) observation {
+	hv, err := b.hypervisor(l.Target)
+	if err == nil {
+		var guest Guest
+		if guest, err = hv.Lookup(ctx, l.Guest.ID); err == nil {
+			return observation{is: asWanted, guest: guest}
+		}
+	}
+	return observation{is: failed, err: err}
 }
 
 func (b *Broker) condition(ctx context.Context, l Lease, s StepName, tried bool) (condition, error) {
@@ -56,6 +71,9 @@ func (b *Broker) condition(ctx context.Context, l Lease, s StepName, tried bool)
 		}
 		return between, nil
 	case StepAttach:
+		if b.vanished(l) { // the guest may not have noticed yet
+			return unseen, fmt.Errorf("look at function %s: %w", l.Addr, ErrNotFound)
+		}
 		return b.attachmentIs(ctx, hv, l)
 	case StepReady:
 		if !l.Plan.Shim {
@@ -94,10 +112,7 @@ func (b *Broker) attachmentIs(ctx context.Context, hv Hypervisor, l Lease) (cond
 	held, err := hv.Attached(ctx, l.Guest)
 	switch {
 	case errors.Is(err, ErrNotFound):
-		if l.State == Releasing {
-			return asFree, nil
-		}
-		return gone, fmt.Errorf("guest %s: it has ended: %w", l.Guest.ID, ErrNotFound)
+		return ended, fmt.Errorf("guest %s: it has ended: %w", l.Guest.ID, ErrNotFound)
 	case err != nil:
 		return unseen, err
 	}
@@ -206,7 +221,9 @@ func (l Lease) slot() Slot {
 }
 
 // SlotOf is the slot's name for a lease, the same for every hypervisor that lets us choose it.
-func SlotOf(id LeaseID) Slot { return Slot("vf-" + string(id)) }
+func SlotOf(id LeaseID) Slot { return Slot(slotPrefix + string(id)) }
+
+const slotPrefix = "vf-"
 
 // vanished says whether the function is known to be gone from the host.
 func (b *Broker) vanished(l Lease) bool {

@@ -3,6 +3,7 @@ package broker
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -104,6 +105,7 @@ type PFView struct {
 	Aliases []string
 	Managed bool // on the allow-list
 	Present bool
+	Drift   []Drift
 	VFs     []VFView
 }
 
@@ -114,6 +116,7 @@ type VFView struct {
 	State  FunctionState
 	Reason string // of a quarantine, or why it cannot be lent
 	Lease  LeaseID
+	Drift  []Drift
 }
 
 // Inventory lists PFs with their VFs, by address. It reads nothing from the host. Administrators only.
@@ -147,7 +150,7 @@ func (b *Broker) Inventory(c Caller, pf string, p Page) (views []PFView, next st
 }
 
 func (p *pfState) view() PFView {
-	v := PFView{PF: p.pf, ID: p.record.ID, Aliases: slices.Clone(p.record.Aliases), Managed: p.policy != nil, Present: p.present}
+	v := PFView{PF: p.pf, ID: p.record.ID, Aliases: slices.Clone(p.record.Aliases), Managed: p.policy != nil, Present: p.present, Drift: slices.Clone(p.drift)}
 	v.VFs = make([]VFView, len(p.vfs))
 	for i := range p.vfs {
 		v.VFs[i] = p.vfView(i)
@@ -157,7 +160,7 @@ func (p *pfState) view() PFView {
 
 func (p *pfState) vfView(i int) VFView {
 	s := &p.vfs[i]
-	v := VFView{VF: s.vf, ID: p.functionID(i), State: s.state, Lease: s.lease, Reason: s.reason}
+	v := VFView{VF: s.vf, ID: p.functionID(i), State: s.state, Lease: s.lease, Reason: s.reason, Drift: slices.Clone(s.drift)}
 	if err := lendable(p, i); err != nil && s.state == Free {
 		v.Reason = err.Error()
 	}
@@ -167,20 +170,30 @@ func (p *pfState) vfView(i int) VFView {
 // Stats counts functions by PF and state, and leases by state.
 type Stats struct {
 	Functions map[string]map[FunctionState]int
-	Leases    map[LeaseState]int // live ones
+	Leases    map[LeaseState]int           // live ones
+	Drift     map[string]map[DriftKind]int // PFs and VFs that have it now, by PF
+	Drifted   map[DriftKind]uint64         // seen since the daemon began
 }
 
 // Stats returns the counts of the moment.
 func (b *Broker) Stats() Stats {
 	b.mu.look()
 	defer b.mu.Unlock()
-	s := Stats{Functions: map[string]map[FunctionState]int{}, Leases: map[LeaseState]int{}}
+	s := Stats{Functions: map[string]map[FunctionState]int{}, Leases: map[LeaseState]int{},
+		Drift: map[string]map[DriftKind]int{}, Drifted: maps.Clone(b.drifted)}
 	for _, p := range b.inv.pfs {
 		counts := map[FunctionState]int{Free: 0, Leased: 0, Scrubbing: 0, Quarantined: 0}
+		drift := map[DriftKind]int{}
+		for _, d := range p.drift {
+			drift[d.Kind]++
+		}
 		for i := range p.vfs {
 			counts[p.vfs[i].state]++
+			for _, d := range p.vfs[i].drift {
+				drift[d.Kind]++
+			}
 		}
-		s.Functions[p.id()] = counts
+		s.Functions[p.id()], s.Drift[p.id()] = counts, drift
 	}
 	for _, leases := range b.leases.byGuest {
 		for _, e := range leases {

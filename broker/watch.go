@@ -1,6 +1,8 @@
 package broker
 
 import (
+	"time"
+
 	"vfbroker/sriov"
 	"vfbroker/sriov/sysfs"
 )
@@ -36,19 +38,26 @@ func (b *Broker) concerned(target Target, ev Event) (found []*entry) {
 	return found
 }
 
-// watchHost keeps the inventory by the kernel's events.
+// watchHost keeps the inventory by the kernel's events, and looks at everything now and then in case one was missed.
 func (b *Broker) watchHost(events <-chan sysfs.Uevent) {
+	resync := time.NewTicker(b.limits.Resync)
+	defer resync.Stop()
 	for {
+		var err error
 		select {
 		case ev, open := <-events:
 			if !open {
-				return
+				events = nil
+				continue
 			}
-			if err := b.onUevent(ev); err != nil {
-				b.log.Warn("inventory", "event", ev.DevPath, "err", err)
-			}
+			err = b.onUevent(ev)
+		case <-resync.C:
+			err = b.resync()
 		case <-b.ctx.Done():
 			return
+		}
+		if err != nil && b.ctx.Err() == nil {
+			b.log.Warn("inventory", "err", err)
 		}
 	}
 }
@@ -56,15 +65,24 @@ func (b *Broker) watchHost(events <-chan sysfs.Uevent) {
 func (b *Broker) onUevent(ev sysfs.Uevent) error {
 	switch {
 	case ev.Lost:
-		return b.discover(b.ctx)
+		return b.resync()
 	case ev.Subsystem == "pci" || ev.Subsystem == "net":
 		return b.refresh(ev)
 	}
 	return nil
 }
 
+// resync looks at the whole host, whatever events there were.
+func (b *Broker) resync() error {
+	err := b.discover(b.ctx)
+	for _, p := range b.allPFs() {
+		b.changed(p.id())
+	}
+	return err
+}
+
 // refresh reads the function of an event anew, and no other.
-func (b *Broker) refresh(ev sysfs.Uevent) error {
+func (b *Broker) refresh(ev sysfs.Uevent) (err error) {
 	b.mu.Lock()
 	ref, known := b.inv.byAddr[ev.PCI]
 	var id FunctionID
@@ -75,14 +93,49 @@ func (b *Broker) refresh(ev sysfs.Uevent) error {
 	b.mu.Unlock()
 	switch {
 	case known && id.Index >= 0:
-		return b.refreshFunction(id)
+		err = b.refreshFunction(id)
 	case known:
-		return b.readPF(pf)
+		err = b.readPF(pf)
 	case ev.Subsystem == "pci" && ev.Action == "add":
 		// A VF of a PF that is being carved, or a new device.
-		return b.readPF(ev.PCI.String())
+		err = b.readPF(ev.PCI.String())
 	}
-	return nil
+	if known {
+		b.changed(id.PF)
+	}
+	return err
+}
+
+// changed draws the conclusions from a change of a PF or of its VFs: leases whose function
+// is no longer as lent are looked at, what is back is scrubbed, and others' changes are sought.
+func (b *Broker) changed(pf string) {
+	b.mu.Lock()
+	if p := b.inv.byID[pf]; p != nil {
+		for _, e := range b.strayed(p) {
+			b.startLocked(e, false)
+		}
+		b.suspect(p)
+	}
+	b.mu.Unlock()
+	b.tidy(pf)
+}
+
+// strayed returns the active leases of a PF whose function has gone or has another driver. It is called under Broker.mu.
+func (b *Broker) strayed(p *pfState) (found []*entry) {
+	if p.live == 0 {
+		return nil
+	}
+	for id, lease := range b.inv.held {
+		e := b.leases.byID[lease]
+		if id.PF != p.id() || e == nil || e.lease.State != Active {
+			continue
+		}
+		_, v := b.inv.function(id)
+		if !p.present || v == nil || v.gone || v.vf.Driver != e.lease.Plan.Want.Driver {
+			found = append(found, e)
+		}
+	}
+	return found
 }
 
 // refreshFunction reads one VF anew. A VF that has gone makes its PF be read.

@@ -28,6 +28,9 @@ func DefaultAttrs() VFAttrs {
 	}
 }
 
+// Names are the attributes that are known, or wanted.
+func (a VFAttrs) Names() []string { return a.Diff(VFAttrs{}) }
+
 // Equal says whether two sets of attributes hold the same, unknown fields included.
 func (a VFAttrs) Equal(b VFAttrs) bool {
 	return bytes.Equal(a.MAC, b.MAC) && same(a.VLAN, b.VLAN) && same(a.QoS, b.QoS) &&

@@ -55,7 +55,7 @@ func (s *service) Acquire(ctx context.Context, r *pb.AcquireRequest) (*pb.Acquir
 		return nil, err
 	}
 	if r.DryRun {
-		planned, err := s.broker.Plan(ctx, caller, requestOf(r))
+		planned, _, err := s.broker.Plan(ctx, caller, requestOf(r))
 		if err != nil {
 			return nil, err
 		}

@@ -1,0 +1,72 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// RenewRequest asks for another while. A stale generation changes nothing.
+type RenewRequest struct {
+	RequestID  string
+	LeaseID    LeaseID
+	Generation Generation
+	Duration   time.Duration // from now; 0: until it is released
+	DryRun     bool
+}
+
+// Renew gives an active lease a new end, durably, before it returns. It may bring
+// the end nearer, too. To ask twice is no error: the later answer counts from the later call. In the grace after its
+// end a lease can still be renewed; afterwards it is ErrConflict.
+func (b *Broker) Renew(ctx context.Context, c Caller, r RenewRequest) (Lease, error) {
+	if !requestIDs.MatchString(r.RequestID) {
+		return Lease{}, fmt.Errorf("request_id %.40q: %w: want 1 to 128 of A-Z a-z 0-9 . _ : / -", r.RequestID, ErrInvalid)
+	}
+	if r.Duration < 0 || r.Duration > maxDuration {
+		return Lease{}, fmt.Errorf("duration %s: %w: want 0 (until it is released) to 8784h", r.Duration, ErrInvalid)
+	}
+	e, err := b.named(c, r.LeaseID, r.Generation, "renew")
+	if err != nil {
+		return Lease{}, err
+	}
+	renew := func(l *Lease, batch *Batch) {
+		now := b.clock()
+		l.Until = 0
+		if r.Duration != 0 {
+			l.Until = now + r.Duration
+		}
+		record := b.auditOf(*l, AuditRenewed)
+		record.ID, record.RequestID = fmt.Sprintf("%s/%d", record.ID, now), r.RequestID
+		batch.Audit = append(batch.Audit, record)
+	}
+	for {
+		l := b.copyOf(e)
+		if l.State != Active && (l.State != Pending || !l.Granted) || l.over(b.clock()) {
+			return l, fmt.Errorf("renew lease %s: %w: it is %s; acquire anew", l.ID, ErrConflict, stateOf(l, b.clock()))
+		}
+		if r.DryRun {
+			renew(&l, &Batch{})
+			return l, nil
+		}
+		err := b.transition(e, l, renew, nil)
+		if err == nil {
+			return b.copyOf(e), nil
+		}
+		if !errors.Is(err, errOvertaken) {
+			return l, fmt.Errorf("renew lease %s: %w", l.ID, err)
+		}
+	}
+}
+
+func stateOf(l Lease, now time.Duration) string {
+	if l.over(now) {
+		return "over"
+	}
+	return string(l.State)
+}
+
+// Remaining is how long an active lease still runs, before the grace; ok is false when it has no end.
+func (b *Broker) Remaining(l Lease) (left time.Duration, ok bool) {
+	return l.Until - b.clock(), l.Until != 0 && l.State.Live()
+}
