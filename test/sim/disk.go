@@ -31,6 +31,7 @@ type contents struct {
 	leases    map[broker.LeaseID]broker.Lease
 	functions map[broker.FunctionID]broker.FunctionRecord
 	pfs       map[string]broker.PFRecord
+	audit     []broker.AuditRecord
 }
 
 func newContents() contents {
@@ -53,7 +54,7 @@ func (d *disk) Load() (broker.Journal, error) {
 	defer d.mu.Unlock()
 	c, _ := replay(d.log)
 	d.synced, d.held = len(d.log), c // opening the journal syncs it
-	return broker.Journal{Epoch: d.epoch, Counter: c.counter, Leases: slices.Collect(maps.Values(c.leases)),
+	return broker.Journal{New: len(d.log) == 0, Epoch: d.epoch, Counter: c.counter, Leases: slices.Collect(maps.Values(c.leases)),
 		Functions: slices.Collect(maps.Values(c.functions)), PFs: slices.Collect(maps.Values(c.pfs))}, nil
 }
 
@@ -62,6 +63,13 @@ func (d *disk) durable() map[broker.LeaseID]broker.Lease {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return maps.Clone(d.held.leases)
+}
+
+// records returns what is durably remembered of all functions.
+func (d *disk) records() map[broker.FunctionID]broker.FunctionRecord {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return maps.Clone(d.held.functions)
 }
 
 // record returns what is durably remembered of a function.
@@ -98,6 +106,29 @@ func (s store) Commit(_ context.Context, batch broker.Batch) error {
 			s.held.apply(copied)
 		}
 	})
+}
+
+// Audit implements broker.Store. The chain is the real journal's business.
+func (d *disk) Audit(from uint64, visit func(uint64, []byte) error) (string, error) {
+	for i, r := range d.audited() {
+		text, err := json.Marshal(r)
+		if err != nil {
+			return "", err
+		}
+		if seq := uint64(i + 1); seq >= from {
+			if err := visit(seq, text); err != nil {
+				return "", err
+			}
+		}
+	}
+	return "", nil
+}
+
+// audited returns the audit records that a power loss at this moment leaves.
+func (d *disk) audited() []broker.AuditRecord {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.held.audit)
 }
 
 // Close implements broker.Store.
@@ -151,6 +182,11 @@ func (c *contents) apply(b broker.Batch) {
 	}
 	for _, p := range b.PFs {
 		c.pfs[p.ID] = p
+	}
+	for _, r := range b.Audit {
+		if !b.Again || !slices.ContainsFunc(c.audit, func(old broker.AuditRecord) bool { return old.ID == r.ID }) {
+			c.audit = append(c.audit, r)
+		}
 	}
 }
 

@@ -38,7 +38,22 @@ func (w *world) intended(e fakehost.Effect) bool {
 			return true
 		}
 	}
+	for id, r := range w.disk.records() { // what leaves quarantine is scrubbed first
+		if r.Quarantined != "" && w.about(e, w.host.PF(strings.TrimPrefix(id.PF, "mac:")), id) {
+			return true
+		}
+	}
 	return false
+}
+
+// about says whether a write is to a VF.
+func (w *world) about(e fakehost.Effect, pf pci.Addr, id broker.FunctionID) bool {
+	if e.Name == fmt.Sprintf("%s vf %d", pf, id.Index) {
+		return true
+	}
+	target, err := w.host.Readlink(fmt.Sprintf("%s/virtfn%d", pf.Dir(), id.Index))
+	addr := target[strings.LastIndexByte(target, '/')+1:]
+	return err == nil && (strings.Contains(e.Name, addr) || strings.Contains(e.Value, addr))
 }
 
 func (w *world) bootID() string {

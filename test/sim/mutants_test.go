@@ -19,7 +19,7 @@ type mutant struct {
 
 var mutants = []mutant{
 	{"I1: a function that a lease holds is not lent again", "place.go", `case v.lease != "":`, `case false:`},
-	{"I1: a commit that failed is believed after a restart", "journal.go", `batch.Forget = append(batch.Forget, b.disowned...)`, ``},
+	{"I1: a commit that failed is believed after a restart", "acquire.go", `if errors.As(err, new(uncertain)) {`, `if false {`},
 	{"I2: no reset between tenants", "next.go", `StepAttach, StepBind, StepReset, StepAttributes}`, `StepAttach, StepBind, StepAttributes}`},
 	{"I2: attributes are not cleared", "next.go", `StepAttach, StepBind, StepReset, StepAttributes}`, `StepAttach, StepBind, StepReset}`},
 	{"I2: a quarantined function is lent", "place.go", `case v.state == Quarantined:`, `case false:`},

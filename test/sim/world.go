@@ -24,7 +24,10 @@ const (
 	vfs  = 2
 )
 
-var guests = []broker.GuestID{"g0", "g1", "g2"}
+var guests = []broker.GuestID{"g0", "g1", keeper}
+
+// keeper is the guest whose leases wait for it when it restarts.
+const keeper broker.GuestID = "g2"
 
 var (
 	admin = broker.Caller{UID: 0, Admin: true}
@@ -55,6 +58,9 @@ type world struct {
 	*broker.Broker
 	allowed []string // MACs of the PFs on the allow-list
 
+	booted time.Time
+	early  int // host writes of the first start
+
 	mu         sync.Mutex
 	violations []string
 	plugs      int // commands to guests
@@ -62,7 +68,7 @@ type world struct {
 
 // newWorld makes a world on a copy of host, and opens its daemon with everything let through.
 func newWorld(t testing.TB, host *fakehost.Host, seed uint64, allowed ...string) *world {
-	w := &world{t: t, sched: &scheduler{}, host: host.Clone(), disk: newDisk("e1"), allowed: allowed}
+	w := &world{t: t, booted: time.Now(), sched: &scheduler{}, host: host.Clone(), disk: newDisk("e1"), allowed: allowed}
 	w.rand = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), byte(seed >> 24)})
 	w.hv = fakehv.New(w.host)
 	w.host.OnWrite(func(e fakehost.Effect, do func() error) error {
@@ -87,6 +93,7 @@ func newWorld(t testing.TB, host *fakehost.Host, seed uint64, allowed ...string)
 		w.hv.Start(g)
 	}
 	w.boot(nil)
+	w.early = len(w.host.Writes())
 	return w
 }
 
@@ -104,11 +111,13 @@ func (w *world) boot(choose func([]*gate) (*gate, verdict)) bool {
 				if !slices.Contains(guests, id) {
 					return broker.GuestConfig{}, broker.ErrNotFound
 				}
-				return broker.GuestConfig{ID: id, Target: broker.KVM, OwnerUID: user.UID}, nil
+				return broker.GuestConfig{ID: id, Target: broker.KVM, OwnerUID: user.UID, Keep: id == keeper}, nil
 			},
-			Policy:  w.policy(),
-			Rand:    w.rand,
-			Uevents: w.host.Uevents(1024),
+			Policy:     w.policy(),
+			Rand:       w.rand,
+			ListGuests: func() ([]broker.GuestID, error) { return guests, nil },
+			Boottime:   w.boottime,
+			Uevents:    w.host.Uevents(1024),
 		})
 		w.Broker = b
 		opened <- err
@@ -140,6 +149,9 @@ func (w *world) boot(choose func([]*gate) (*gate, verdict)) bool {
 	return false
 }
 
+// boottime is the time since the host's boot: no jump of the date moves it.
+func (w *world) boottime() time.Duration { return time.Since(w.booted) }
+
 func (w *world) policy() (p broker.Policy) {
 	for _, mac := range w.allowed {
 		p.PFs = append(p.PFs, broker.PFPolicy{PF: "mac:" + mac})
@@ -167,6 +179,7 @@ func (w *world) crash() {
 		w.hv.End(g)
 	}
 	w.host.Reboot()
+	w.booted = time.Now()
 	w.disk.losePower(how == tornCut)
 	w.recarve()
 	for _, g := range guests {
