@@ -29,13 +29,14 @@ type disk struct {
 type contents struct {
 	counter   uint64
 	leases    map[broker.LeaseID]broker.Lease
+	live      map[broker.LeaseID]broker.Lease // those that hold a function
 	functions map[broker.FunctionID]broker.FunctionRecord
 	pfs       map[string]broker.PFRecord
 	audit     []broker.AuditRecord
 }
 
 func newContents() contents {
-	return contents{leases: map[broker.LeaseID]broker.Lease{}, functions: map[broker.FunctionID]broker.FunctionRecord{}, pfs: map[string]broker.PFRecord{}}
+	return contents{leases: map[broker.LeaseID]broker.Lease{}, live: map[broker.LeaseID]broker.Lease{}, functions: map[broker.FunctionID]broker.FunctionRecord{}, pfs: map[string]broker.PFRecord{}}
 }
 
 func newDisk(epoch string) *disk { return &disk{epoch: epoch, held: newContents()} }
@@ -63,6 +64,13 @@ func (d *disk) durable() map[broker.LeaseID]broker.Lease {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return maps.Clone(d.held.leases)
+}
+
+// live returns those of them that hold a function.
+func (d *disk) live() map[broker.LeaseID]broker.Lease {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return maps.Clone(d.held.live)
 }
 
 // records returns what is durably remembered of all functions.
@@ -173,9 +181,14 @@ func (c *contents) apply(b broker.Batch) {
 	c.counter = max(c.counter, b.Counter)
 	for _, l := range b.Leases {
 		c.leases[l.ID] = l
+		delete(c.live, l.ID)
+		if l.State.Live() {
+			c.live[l.ID] = l
+		}
 	}
 	for _, id := range b.Forget {
 		delete(c.leases, id)
+		delete(c.live, id)
 	}
 	for _, f := range b.Functions {
 		c.functions[f.ID] = f

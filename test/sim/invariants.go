@@ -23,7 +23,7 @@ func (w *world) checkWrite(e fakehost.Effect) {
 	if !strings.HasSuffix(e.Name, "/sriov_numvfs") {
 		return
 	}
-	for _, l := range w.disk.durable() {
+	for _, l := range w.disk.live() {
 		if l.State.Live() && l.BootID == w.bootID() && strings.Contains(e.Name, l.PFAddr.String()) {
 			w.violate("I4: sriov_numvfs of %s is written while lease %s is %s", l.PFAddr, l.Request.RequestID, l.State)
 		}
@@ -32,7 +32,7 @@ func (w *world) checkWrite(e fakehost.Effect) {
 
 // intended says whether a durable lease is about the VF of a write.
 func (w *world) intended(e fakehost.Effect) bool {
-	for _, l := range w.disk.durable() {
+	for _, l := range w.disk.live() {
 		vf := fmt.Sprintf("%s vf %d", l.PFAddr, l.Function.Index)
 		if l.State.Live() && (e.Name == vf || strings.Contains(e.Name, l.Addr.String()) || strings.Contains(e.Value, l.Addr.String())) {
 			return true
@@ -77,7 +77,7 @@ func (w *world) mine(e fakehost.Effect) bool {
 
 // checkAttached is the truth of I1 and I2: what a guest gets is held by nobody else and bears no trace of the last tenant.
 func (w *world) checkAttached(e fakehv.Effect) {
-	for id, l := range w.disk.durable() {
+	for id, l := range w.disk.live() {
 		if broker.SlotOf(id) != e.Slot {
 			continue
 		}
@@ -115,7 +115,7 @@ func (w *world) attrs(f broker.FunctionID, addr pci.Addr) sriov.VFAttrs {
 func (w *world) check() {
 	live := map[broker.FunctionID]string{}
 	lent := map[pci.Addr]bool{}
-	for _, l := range w.disk.durable() {
+	for _, l := range w.disk.live() {
 		if !l.State.Live() {
 			continue
 		}
@@ -143,7 +143,7 @@ func (w *world) check() {
 // journal, the host and the guests say the same of every function.
 func (w *world) checkSettled() {
 	leases := map[pci.Addr]broker.Lease{}
-	for id, l := range w.disk.durable() {
+	for id, l := range w.disk.live() {
 		// A lease whose first commit failed and reached the disk all the same is
 		// no lease: nothing was done for it, and the next commit or start takes it back.
 		if _, err := w.Lease(admin, id); l.State == broker.Pending && errors.Is(err, broker.ErrNotFound) {

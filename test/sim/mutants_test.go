@@ -26,14 +26,13 @@ var mutants = []mutant{
 	{"I2: attributes are not looked at after they were set", "steps.go", `if len(want.Diff(now, l.Unsupported...)) == 0 {`, `if tried || len(want.Diff(now, l.Unsupported...)) == 0 {`},
 	{"I3: the allow-list does not count", "place.go", `case p.policy == nil:`, `case false:`},
 	{"I4: a carve under leases", "carve.go", `if p.live > 0 {`, `if false {`},
-	{"I5: any generation releases", "release.go", `if l.Generation != r.Generation {`, `if false {`},
+	{"I5: any generation releases", "release.go", `if b.copyOf(e).Generation != g {`, `if false {`},
 	{"I6: recovery forgets what was under way", "recover.go", `			b.start(e, true)
 `, ``},
-	{"I6: a guest that was asked to let go is taken to have done so", "next.go", `case a.is == asFree:`, `case a.is == asFree || a.is == asked:`},
+	{"I6: a guest that was asked to let go is taken to have done so", "next.go", `case a.is == asFree, a.is == ended:`, `case a.is == asFree, a.is == ended, a.is == asked:`},
 	{"I6: the driver is not restored", "next.go", `StepAttach, StepBind, StepReset, StepAttributes}`, `StepAttach, StepReset, StepAttributes}`},
-	{"I7: what cannot be written is granted all the same", "drive.go", `	if err := b.commit(b.ctx, batch); err != nil {
-		return err
-	}`, `	b.commit(b.ctx, batch)`},
+	{"I7: what cannot be written is granted all the same", "drive.go", `		return b.commit(b.ctx, batch)`, `		b.commit(b.ctx, batch)
+		return nil`},
 	{"I7: the host is changed before the intent is durable", "acquire.go", `err = b.commit(ctx, Batch{Counter: l.Generation.Counter, Leases: []Lease{l}})`, `err = nil`},
 	{"I7: an event sets a lease going before it is durable", "acquire.go", `e.driven = true`, `e.driven = false`},
 	{"I8: one PF's writes hold up another's", "attributes.go", `case p.writing <- struct{}{}:

@@ -275,7 +275,7 @@ func (p *play) finish() {
 }
 
 func (p *play) underWay() bool {
-	for _, l := range p.disk.durable() {
+	for _, l := range p.disk.live() {
 		if l.State == broker.Pending || l.State == broker.Releasing {
 			return true
 		}

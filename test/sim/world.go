@@ -211,7 +211,7 @@ func (w *world) close() {
 
 // requestOf names a slot by its lease's request, which is the same in every run.
 func (w *world) requestOf(s broker.Slot) string {
-	for id, l := range w.disk.durable() {
+	for id, l := range w.disk.live() {
 		if broker.SlotOf(id) == s {
 			return l.Request.RequestID
 		}
