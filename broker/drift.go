@@ -223,10 +223,11 @@ func attrText(a sriov.VFAttrs, names []string) string {
 	if err != nil {
 		return err.Error()
 	}
-	for i, name := range names {
-		names[i] = fmt.Sprintf("%s=%v", name, values[name])
+	var parts []string
+	for _, name := range names {
+		parts = append(parts, fmt.Sprintf("%s=%v", name, values[name]))
 	}
-	return strings.Join(names, " ")
+	return strings.Join(parts, " ")
 }
 
 // take notes what was found of a PF or VF, and reports what is new. It is called under Broker.mu.

@@ -266,7 +266,12 @@ func (d *driver) settle(l Lease, a action) bool {
 			l.Reason = a.err.Error()
 		}
 		batch.Functions = append(batch.Functions, record)
-		batch.Audit = append(batch.Audit, d.b.auditOfEnd(*l, record)...)
+		noted := *l
+		if batch.Again && !l.Granted { // its grant may be in the log, and then so must be its end
+			noted.Granted = true
+			batch.Audit = append(batch.Audit, d.b.auditOf(noted, AuditGranted))
+		}
+		batch.Audit = append(batch.Audit, d.b.auditOfEnd(noted, record)...)
 	}, a.err)
 	if err == nil {
 		d.b.tidy(l.Function.PF)
@@ -292,6 +297,16 @@ func (d *driver) afterCommit(err error) bool {
 // errOvertaken: the lease was no longer as the change was decided on.
 var errOvertaken = errors.New("the lease has changed state meanwhile")
 
+// doubt has the lease as it is written over what a failed commit may have made of it on the disk.
+func (b *Broker) doubt(e *entry, err error) {
+	if errors.As(err, new(uncertain)) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		e.unsure = true
+		b.owe(Batch{Leases: []Lease{e.lease}})
+	}
+}
+
 // commitTransition makes a change of state durable. Only a grant waits for a journal that cannot
 // be written: a way back that is forgotten is found out anew by recovery.
 func (b *Broker) commitTransition(to LeaseState, batch Batch) error {
@@ -312,16 +327,17 @@ func (b *Broker) transition(e *entry, from Lease, change func(*Lease, *Batch), c
 	b.mu.Lock()
 	l := e.lease
 	forget := b.leases.surplus()
+	batch := Batch{Again: e.unsure}
 	b.mu.Unlock()
 	if l.State != from.State || l.Until != from.Until {
 		return errOvertaken
 	}
-	var batch Batch
 	change(&l, &batch)
 	l.Changed = time.Now()
 	batch.Leases = append(batch.Leases, l)
 	batch.Forget = forget
 	if err := b.commitTransition(l.State, batch); err != nil {
+		b.doubt(e, err)
 		return err
 	}
 	b.mu.Lock()

@@ -27,8 +27,8 @@ func (r *rig) renew(l broker.Lease, d time.Duration) (broker.Lease, error) {
 func TestExpiry(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(r *rig) { r.options.Policy.Grace = 20 * time.Millisecond })
-	l := r.grant("1", "a", 30*time.Millisecond)
-	if left, ends := r.Remaining(l); !ends || left > 30*time.Millisecond {
+	l := r.grant("1", "a", 50*time.Millisecond)
+	if left, ends := r.Remaining(l); !ends || left > 50*time.Millisecond {
 		t.Errorf("remaining: %v, %v", left, ends)
 	}
 	got := r.await(l, broker.Closed)
@@ -50,7 +50,7 @@ func TestExpiryIsGraceful(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.hv.Behave("a", fakehv.Slow)
-	l := r.await(r.grant("1", "a", time.Millisecond), broker.Releasing)
+	l := r.await(r.grant("1", "a", 50*time.Millisecond), broker.Releasing)
 	if held := r.hv.Held("a"); len(held) != 1 {
 		t.Errorf("the guest holds %v", held)
 	}
@@ -110,7 +110,7 @@ func TestRenew(t *testing.T) {
 func TestExpiryAcrossRestart(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	l := r.grant("1", "a", 50*time.Millisecond)
+	l := r.grant("1", "a", 100*time.Millisecond)
 	r.restart()
 	r.await(l, broker.Closed)
 	r.pristine()

@@ -147,6 +147,30 @@ func (h *Hypervisor) LetGo(id broker.GuestID) {
 	}
 }
 
+// Vanish takes a function from the host as the kernel does where a guest has it: QEMU is asked to
+// close it, and the guest has lost it before it is gone (drivers/vfio/vfio_main.c vfio_unregister_group_dev).
+func (h *Hypervisor) Vanish(addr pci.Addr) {
+	h.mu.Lock()
+	var lost []broker.Event
+	for id, g := range h.guests {
+		for slot, a := range g.slots {
+			if a == addr {
+				delete(g.slots, slot)
+				delete(g.asked, slot)
+				lost = append(lost, broker.Event{Kind: broker.EventDetached, Guest: id, Slot: slot})
+			}
+		}
+	}
+	h.mu.Unlock()
+	if len(lost) > 0 {
+		h.host.Hold(addr, false)
+	}
+	h.host.Remove(addr)
+	for _, e := range lost {
+		h.send(e)
+	}
+}
+
 // Held lists what a guest holds, by address.
 func (h *Hypervisor) Held(id broker.GuestID) []pci.Addr {
 	h.mu.Lock()

@@ -1,0 +1,85 @@
+package broker_test
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"testing"
+	"time"
+
+	"vfbroker/broker"
+)
+
+func (r *rig) audit(f broker.AuditFilter) (lines []broker.AuditLine) {
+	r.t.Helper()
+	for token := ""; ; {
+		page, _, next, err := r.Audit(root, f, broker.Page{Size: 3, Token: token})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		lines = append(lines, page...)
+		if token = next; token == "" {
+			return lines
+		}
+	}
+}
+
+func TestAudit(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	began := time.Now()
+	a := r.grant("1", "a", time.Hour)
+	b := r.acquire("2", "b")
+	if _, err := r.renew(a, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	r.release(a)
+	r.restart()
+	r.hv.End("b")
+	r.await(b, broker.Closed)
+	type row struct {
+		event broker.AuditEvent
+		lease broker.LeaseID
+	}
+	rows := func(lines []broker.AuditLine) (rows []row) {
+		for _, l := range lines {
+			if l.Event != broker.AuditCarved && l.Event != broker.AuditScrubbed {
+				rows = append(rows, row{l.Event, l.Lease})
+			}
+		}
+		return rows
+	}
+	all := r.audit(broker.AuditFilter{Since: began})
+	want := []row{{broker.AuditGranted, a.ID}, {broker.AuditGranted, b.ID}, {broker.AuditRenewed, a.ID}, {broker.AuditReleased, a.ID}, {broker.AuditReleased, b.ID}}
+	if got := rows(all); fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("the log has %v, want %v", got, want)
+	}
+	for i, l := range all {
+		if i > 0 && l.Seq != all[i-1].Seq+1 {
+			t.Errorf("record %d follows %d", l.Seq, all[i-1].Seq)
+		}
+		if l.Event == broker.AuditReleased && (l.Scrub == nil || l.Scrub.Method == "" || l.Scrub.After.SpoofChk == nil) {
+			t.Errorf("the release of %s has no evidence of its scrub: %+v", l.Lease, l.Scrub)
+		}
+		if l.Lease == a.ID && (*l.Caller != alice.UID || *l.Tenant != alice.UID || l.Guest != "a" || l.Function != a.Function.String()) {
+			t.Errorf("record %+v does not say who had what", l.AuditRecord)
+		}
+	}
+	for name, f := range map[string]broker.AuditFilter{
+		"function": {Function: b.Function.String()}, "address": {Function: b.Addr.String()}, "caller": {Tenant: "0"},
+	} {
+		got := rows(r.audit(f))
+		if fmt.Sprint(got) != fmt.Sprint([]row{want[1], want[4]}) {
+			t.Errorf("by %s: %v", name, got)
+		}
+	}
+	if got := r.audit(broker.AuditFilter{Tenant: strconv.Itoa(mary.UID)}); len(got) != 0 {
+		t.Errorf("of another tenant: %v", got)
+	}
+	if got := r.audit(broker.AuditFilter{Since: time.Now().Add(time.Hour)}); len(got) != 0 {
+		t.Errorf("of the future: %v", got)
+	}
+	if _, _, _, err := r.Audit(alice, broker.AuditFilter{}, broker.Page{}); !errors.Is(err, broker.ErrDenied) {
+		t.Errorf("a tenant reads the log: %v", err)
+	}
+}

@@ -1,0 +1,148 @@
+package broker_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"vfbroker/broker"
+	"vfbroker/sriov"
+)
+
+// watched is a rig that hears the host's events.
+func watched(r *rig) {
+	r.options.Uevents = r.host.Uevents(1024)
+	r.options.Limits.Drift = time.Millisecond
+}
+
+func kinds(drift []broker.Drift) string {
+	var text []string
+	for _, d := range drift {
+		text = append(text, fmt.Sprintf("%s: want %s, found %s", d.Kind, d.Want, d.Found))
+	}
+	return strings.Join(text, "; ")
+}
+
+func TestDriftOfDriver(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, watched)
+	free := r.function(3)
+	for _, w := range [][2]string{{free.Addr.Dir() + "/driver_override", "igbvf"}, {"/sys/bus/pci/drivers/igbvf/bind", free.Addr.String()}} {
+		if err := r.host.Behind().Write(w[0], w[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.until("the drift is seen", func() bool { return strings.HasPrefix(kinds(r.function(3).Drift), "driver: want none, found igbvf") })
+	if s := r.Stats(); s.Drift[r.pf][broker.DriftDriver] != 1 || s.Drifted[broker.DriftDriver] != 1 {
+		t.Errorf("counted: %v, %v", s.Drift, s.Drifted)
+	}
+	r.until("it is in the audit log", func() bool {
+		for _, l := range r.audit(broker.AuditFilter{Function: free.ID.String()}) {
+			if l.Event == broker.AuditDrift && strings.Contains(l.Reason, "igbvf") {
+				return true
+			}
+		}
+		return false
+	})
+	if err := r.host.Behind().Write("/sys/bus/pci/drivers/igbvf/unbind", free.Addr.String()); err != nil {
+		t.Fatal(err)
+	}
+	// The driver has given the VF an address, which stays until the next grant or release.
+	r.until("it is over", func() bool { return !strings.Contains(kinds(r.function(3).Drift), "driver") })
+}
+
+func TestDriftOfNumVFs(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, watched)
+	pf := r.host.PF(pfMAC)
+	for _, n := range []string{"0", "3"} {
+		if err := r.host.Behind().Write(pf.Dir()+"/sriov_numvfs", n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.until("the drift is seen", func() bool {
+		pfs, _, err := r.Inventory(root, r.pf, broker.Page{})
+		return err == nil && kinds(pfs[0].Drift) == "numvfs: want 7, found 3"
+	})
+}
+
+// A function that vanishes under a lease ends it as lost, and is scrubbed before it is lent again.
+func TestDriftOfPresence(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, watched)
+	l := r.acquire("1", "a")
+	r.hv.Vanish(l.Addr)
+	if lost := r.await(l, broker.Lost); lost.Reason == "" {
+		t.Error("it was lost without a reason")
+	}
+	if f := r.function(0); f.State != broker.Quarantined {
+		t.Errorf("the function is %s", f.State)
+	}
+	if got, err := r.Release(t.Context(), root, broker.ReleaseRequest{RequestID: "r", LeaseID: l.ID, Generation: l.Generation}); err != nil || got.State != broker.Lost {
+		t.Errorf("a release of what is lost: %s, %v", got.State, err)
+	}
+	for _, n := range []string{"0", "7"} { // a VF comes back by a carve only
+		if err := r.host.Behind().Write(r.host.PF(pfMAC).Dir()+"/sriov_numvfs", n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.until("it is back, scrubbed and free", func() bool { return r.function(0).State == broker.Free })
+	if log := r.audit(broker.AuditFilter{Function: l.Function.String()}); log[len(log)-1].Event != broker.AuditScrubbed {
+		t.Errorf("the log ends with %s", log[len(log)-1].Event)
+	}
+	r.pristine()
+}
+
+// behind sets an attribute of a VF that no daemon knows of, and makes an event of it.
+func (r *rig) behind(index int, a sriov.VFAttrs) {
+	r.t.Helper()
+	pf, err := sriov.ReadPF(r.host, r.host.PF(pfMAC))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := r.host.AttributesBehind().Set(r.t.Context(), pf, index, a); err != nil {
+		r.t.Fatal(err)
+	}
+	r.host.LoseUevents()
+}
+
+func TestDriftOfAttributes(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, watched)
+	l := r.acquire("1", "a")
+	r.behind(0, sriov.VFAttrs{Trust: new(true)})
+	r.behind(1, sriov.VFAttrs{VLAN: new(7)})
+	r.until("both are seen", func() bool {
+		return kinds(r.function(0).Drift) == "attributes: want trust=false, found trust=true" &&
+			kinds(r.function(1).Drift) == "attributes: want vlan=0, found vlan=7"
+	})
+	if !*r.attrs(0).Trust {
+		t.Error("it was set right, and no policy wants that")
+	}
+	// A grant and a release set every attribute, whatever it was.
+	r.release(l)
+	r.release(r.acquire("2", "b"))
+	second, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "3", Guest: "b", Function: r.function(1).Addr.String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.release(second)
+	r.pristine()
+}
+
+// Where the policy wants it, what others set is set right; who insists is not fought for ever.
+func TestDriftIsSetRight(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, watched, func(r *rig) { r.options.Policy.PFs[0].Repair = true })
+	l := r.acquire("1", "a")
+	r.behind(0, sriov.VFAttrs{Trust: new(true)})
+	r.until("it is set right", func() bool { return !*r.attrs(0).Trust })
+	r.until("it is no drift any more", func() bool { return len(r.function(0).Drift) == 0 })
+	if got, err := r.Lease(root, l.ID); err != nil || got.State != broker.Active {
+		t.Errorf("the lease is %s, %v", got.State, err)
+	}
+	r.release(l)
+	r.pristine()
+}
+

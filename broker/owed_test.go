@@ -1,0 +1,107 @@
+package broker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"vfbroker/broker"
+)
+
+// failing is a journal that can be broken and mended.
+type failing struct {
+	broker.Store
+	broken  error
+	reached bool // what fails is written all the same
+}
+
+func (f *failing) Commit(ctx context.Context, b broker.Batch) error {
+	if f.broken == nil || f.reached {
+		if err := f.Store.Commit(ctx, b); err != nil {
+			return err
+		}
+	}
+	return f.broken
+}
+
+// breakable puts a failing journal before the rig's.
+func breakable(t *testing.T) (*rig, *failing) {
+	r := newRig(t)
+	r.Broker.Close()
+	f := &failing{Store: r.store}
+	r.options.Store = f
+	var err error
+	if r.Broker, err = broker.Open(t.Context(), r.options); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Broker.Close)
+	return r, f
+}
+
+var errFull = fmt.Errorf("%w: no space left", broker.ErrUnavailable)
+
+// While the journal cannot be written nothing is granted, and what is lent can be given back and read; when it can
+// be written again, it has all of it, without a restart.
+func TestJournalFull(t *testing.T) {
+	t.Parallel()
+	for _, reached := range []bool{false, true} {
+		t.Run(fmt.Sprintf("reached %v", reached), func(t *testing.T) {
+			t.Parallel()
+			r, journal := breakable(t)
+			first, second := r.acquire("1", "a"), r.acquire("2", "b")
+			journal.broken, journal.reached = errFull, reached
+			for i := range 3 {
+				if _, err := r.Acquire(t.Context(), root, broker.Request{RequestID: fmt.Sprint("refused", i), Guest: "a"}); !errors.Is(err, broker.ErrUnavailable) {
+					t.Errorf("acquire: %v", err)
+				}
+			}
+			if got := r.release(first); got.State != broker.Closed {
+				t.Errorf("released: %s", got.State)
+			}
+			if _, err := r.renew(second, 1); !errors.Is(err, broker.ErrUnavailable) && !errors.Is(err, broker.ErrDenied) {
+				t.Errorf("renewed: %v", err)
+			}
+			journal.broken = nil
+			third := r.acquire("3", "a")
+			want := map[broker.LeaseID]broker.LeaseState{first.ID: broker.Closed, second.ID: broker.Active, third.ID: broker.Active}
+			j, err := r.store.Load()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, l := range j.Leases {
+				if l.Until != 0 {
+					t.Errorf("a renewal that was refused is on disk: until %v", l.Until)
+				}
+				if want[l.ID] != l.State {
+					t.Errorf("on disk lease %s (%s) is %s, want %q", l.ID, l.Request.RequestID, l.State, want[l.ID])
+				}
+				delete(want, l.ID)
+			}
+			if len(want) > 0 {
+				t.Errorf("not on disk: %v", want)
+			}
+			events := map[string]int{}
+			for _, line := range r.audit(broker.AuditFilter{}) {
+				events[line.ID]++
+			}
+			for _, id := range []string{string(first.ID) + "/granted", string(first.ID) + "/released", string(third.ID) + "/granted"} {
+				if events[id] != 1 {
+					t.Errorf("the audit log has %s %d times", id, events[id])
+				}
+			}
+		})
+	}
+}
+
+// A daemon that ends while its journal is behind finds out anew what it had done.
+func TestJournalBehindAtTheEnd(t *testing.T) {
+	t.Parallel()
+	r, journal := breakable(t)
+	l := r.acquire("1", "a")
+	journal.broken = errFull
+	r.release(l)
+	r.restart()
+	r.await(l, broker.Closed)
+	r.pristine()
+}
