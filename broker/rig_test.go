@@ -23,7 +23,7 @@ var (
 // rig is a broker on a host and a hypervisor in memory, with a journal on disk.
 type rig struct {
 	*broker.Broker
-	t       *testing.T
+	t       testing.TB
 	host    *fakehost.Host
 	hv      *fakehv.Hypervisor
 	store   broker.Store
@@ -32,7 +32,7 @@ type rig struct {
 	pf      string
 }
 
-func newRig(t *testing.T, change ...func(*rig)) *rig {
+func newRig(t testing.TB, change ...func(*rig)) *rig {
 	t.Helper()
 	host := fakehost.New(t, "igb-pair")
 	r := &rig{t: t, host: host, hv: fakehv.New(host), journal: filepath.Join(t.TempDir(), "journal.db"), pf: "mac:" + pfMAC}
