@@ -23,10 +23,12 @@ const (
 )
 
 // BenchmarkRecovery is the start of a daemon whose guests hold 1 024 functions:
-// the journal is opened and read, the host is discovered, and of every lease it is known what to do.
+// the journal is opened and read, the host is discovered, and of every lease it is known what to do. The
+// journal is as one gets that is in use: with as many ended leases as are kept, and a record of each function.
 func BenchmarkRecovery(b *testing.B) {
 	b.Run("1024", func(b *testing.B) {
 		l := newLarge(b)
+		l.age(b)
 		b.ReportAllocs()
 		for b.Loop() {
 			br := l.open(b)
@@ -92,7 +94,7 @@ func newLarge(tb testing.TB) *large {
 		l.hv.Start(guestNumber(g))
 	}
 	br := l.open(tb)
-	l.lendAll(tb, br)
+	l.lendAll(tb, br, "first")
 	l.close(tb, br)
 	l.commits.Store(0)
 	return l
@@ -100,17 +102,43 @@ func newLarge(tb testing.TB) *large {
 
 func guestNumber(n int) broker.GuestID { return broker.GuestID(fmt.Sprint("guest", n)) }
 
-// lendAll lends every function, 64 at a time.
-func (l *large) lendAll(tb testing.TB, br *broker.Broker) {
+// lendAll lends every function, each guest's one after the other.
+func (l *large) lendAll(tb testing.TB, br *broker.Broker, round string) {
+	tb.Helper()
+	l.eachGuest(tb, func(g broker.GuestID) error {
+		for i := range largeLeases / largeGuests {
+			r := broker.Request{RequestID: fmt.Sprint(round, "-", g, "-", i), Guest: g}
+			if _, err := br.Acquire(tb.Context(), root, r); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// age releases every function and lends it anew.
+func (l *large) age(tb testing.TB) {
+	tb.Helper()
+	br := l.open(tb)
+	l.eachGuest(tb, func(g broker.GuestID) error {
+		leases, _, err := br.Leases(root, broker.LeaseFilter{Guest: g}, broker.Page{})
+		for i := 0; i < len(leases) && err == nil; i++ {
+			_, err = br.Release(tb.Context(), root, broker.ReleaseRequest{RequestID: "r", LeaseID: leases[i].ID, Generation: leases[i].Generation})
+		}
+		return err
+	})
+	l.lendAll(tb, br, "second")
+	l.close(tb, br)
+}
+
+// eachGuest does something for all guests at once.
+func (l *large) eachGuest(tb testing.TB, do func(broker.GuestID) error) {
 	tb.Helper()
 	var wg sync.WaitGroup
 	for g := range largeGuests {
 		wg.Go(func() {
-			for i := range largeLeases / largeGuests {
-				r := broker.Request{RequestID: fmt.Sprint(g, "-", i), Guest: guestNumber(g)}
-				if _, err := br.Acquire(tb.Context(), root, r); err != nil {
-					tb.Error(err)
-				}
+			if err := do(guestNumber(g)); err != nil {
+				tb.Error(err)
 			}
 		})
 	}
