@@ -69,6 +69,13 @@ func (h *Host) Writes() []Effect {
 	return slices.Clone(h.log)
 }
 
+// ForgetWrites empties the log of effects, which else only grows.
+func (h *Host) ForgetWrites() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.log = nil
+}
+
 // unwrapped is the errno of a planned failure, or err itself.
 func unwrapped(err error) error {
 	if pe, ok := err.(*fs.PathError); ok {
