@@ -37,6 +37,7 @@ func BenchmarkCycles(b *testing.B) {
 				b.ReportMetric(float64(v), unit+"-before")
 				b.ReportMetric(float64(after.values()[unit]), unit+"-after")
 			}
+			b.StartTimer()
 		}
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"vfbroker/test/peerbench/discover"
@@ -23,8 +24,20 @@ type runner struct {
 	out       io.Writer
 }
 
-// samples are the times in nanoseconds that were measured, by benchmark.
+// samples are the times in nanoseconds that were measured, by benchmark; and what
+// else it reported, by the benchmark and, after a space, the unit.
 type samples map[string][]float64
+
+// add keeps what a line of a benchmark says.
+func (s samples) add(name string, values map[string]float64) {
+	for unit, v := range values {
+		key := name + " " + unit
+		if unit == perOp {
+			key = name
+		}
+		s[key] = append(s[key], v)
+	}
+}
 
 // build makes every test program, and the daemon, before the first measurement.
 func (r runner) build(ctx context.Context) error {
@@ -56,7 +69,11 @@ func (r runner) daemon() string { return filepath.Join(r.dir, "vfbrokerd") }
 
 // bench runs the benchmarks of a suite once. What they print goes to the output as it comes.
 func (r runner) bench(ctx context.Context, s suite, into samples) error {
-	cmd := exec.CommandContext(ctx, r.program(s), "-test.run=^$", "-test.bench="+s.bench, "-test.benchtime="+r.time.String())
+	benchtime := r.time.String()
+	if s.once {
+		benchtime = "1x"
+	}
+	cmd := exec.CommandContext(ctx, r.program(s), "-test.run=^$", "-test.bench="+s.bench, "-test.benchtime="+benchtime)
 	cmd.Dir = filepath.Join(r.root, s.pkg)
 	cmd.Env = append(os.Environ(), discover.TreesEnv+"="+r.dir)
 	var stderr bytes.Buffer
@@ -75,8 +92,8 @@ func (r runner) bench(ctx context.Context, s suite, into samples) error {
 			continue // of one run among many
 		}
 		fmt.Fprintln(r.out, lines.Text())
-		if name, ns, ok := parseLine(lines.Text()); ok {
-			into[name] = append(into[name], ns)
+		if name, values, ok := parseLine(lines.Text()); ok {
+			into.add(name, values)
 		}
 	}
 	if err := cmd.Wait(); err != nil {
@@ -90,14 +107,28 @@ func (r runner) bench(ctx context.Context, s suite, into samples) error {
 //	BenchmarkDiscover/64/lspci-2     9     12069232 ns/op     12 B/op
 //
 // (https://go.dev/design/14313-benchmark-format).
-var resultLine = regexp.MustCompile(`^Benchmark(\S+?)(?:-\d+)?\s+\d+\s+([0-9.e+]+) ns/op\b`)
+var resultLine = regexp.MustCompile(`^Benchmark(\S+?)(?:-\d+)?\s+\d+\s+(.+)$`)
 
-// parseLine reads the benchmark's name, without the number of processors, and its nanoseconds.
-func parseLine(line string) (name string, ns float64, ok bool) {
+const perOp = "ns/op"
+
+// parseLine reads the benchmark's name, without the number of processors, and its values by
+// unit, the time among them.
+func parseLine(line string) (name string, values map[string]float64, ok bool) {
 	m := resultLine.FindStringSubmatch(line)
 	if m == nil {
-		return "", 0, false
+		return "", nil, false
 	}
-	ns, err := strconv.ParseFloat(m[2], 64)
-	return m[1], ns, err == nil && ns > 0
+	fields := strings.Fields(m[2])
+	if len(fields)%2 != 0 {
+		return "", nil, false
+	}
+	values = map[string]float64{}
+	for i := 0; i < len(fields); i += 2 {
+		v, err := strconv.ParseFloat(fields[i], 64)
+		if err != nil {
+			return "", nil, false
+		}
+		values[fields[i+1]] = v
+	}
+	return m[1], values, values[perOp] > 0
 }

@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,29 +16,32 @@ func TestParseLine(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		line, name string
-		ns         float64
-		ok         bool
+		values     map[string]float64
 	}{
-		{"BenchmarkDiscover/64/lspci-2   	       9	  12069232 ns/op", "Discover/64/lspci", 12069232, true},
-		{"BenchmarkAcquireCommit/bbolt-Update-2  838  497826.5 ns/op  12 B/op", "AcquireCommit/bbolt-Update", 497826.5, true},
-		{"BenchmarkList/1024  100  1.5e+06 ns/op", "List/1024", 1.5e6, true}, // one processor
-		{"BenchmarkList/1024-2", "", 0, false},
-		{"BenchmarkList/1024-2  100  0 ns/op", "", 0, false},
-		{"goos: linux", "", 0, false},
-		{"ok  	vfbroker/broker/rpc	3.292s", "", 0, false},
+		{"BenchmarkDiscover/64/lspci-2   	       9	  12069232 ns/op", "Discover/64/lspci", map[string]float64{"ns/op": 12069232}},
+		{"BenchmarkAcquireCommit/bbolt-Update-2  838  497826.5 ns/op  12 B/op", "AcquireCommit/bbolt-Update", map[string]float64{"ns/op": 497826.5, "B/op": 12}},
+		{"BenchmarkCycles/10000-2  1  9 ns/op  11.00 descriptors-after", "Cycles/10000", map[string]float64{"ns/op": 9, "descriptors-after": 11}},
+		{"BenchmarkList/1024  100  1.5e+06 ns/op", "List/1024", map[string]float64{"ns/op": 1.5e6}}, // one processor
+		{line: "BenchmarkList/1024-2"},
+		{line: "BenchmarkList/1024-2  100  0 ns/op"},
+		{line: "BenchmarkList/1024-2  100  7 B/op"},
+		{line: "BenchmarkList/1024-2  100  5 ns/op  7"},
+		{line: "BenchmarkList/1024-2  100  five ns/op"},
+		{line: "goos: linux"},
+		{line: "ok  	vfbroker/broker/rpc	3.292s"},
 	} {
-		name, ns, ok := parseLine(test.line)
-		if ok != test.ok || ok && (name != test.name || ns != test.ns) {
-			t.Errorf("parse %q: %q, %v, %v; want %q, %v, %v", test.line, name, ns, ok, test.name, test.ns, test.ok)
+		name, values, ok := parseLine(test.line)
+		if ok != (test.name != "") || ok && (name != test.name || !maps.Equal(values, test.values)) {
+			t.Errorf("parse %q: %q, %v, %v; want %q, %v", test.line, name, values, ok, test.name, test.values)
 		}
 	}
 }
 
 func FuzzParseLine(f *testing.F) {
-	f.Add("BenchmarkDiscover/64/lspci-2   	       9	  12069232 ns/op")
+	f.Add("BenchmarkDiscover/64/lspci-2   	       9	  12069232 ns/op  3 B/op")
 	f.Fuzz(func(t *testing.T, line string) {
-		if name, ns, ok := parseLine(line); ok && (name == "" || !(ns > 0)) {
-			t.Errorf("parse %q: %q, %v", line, name, ns)
+		if name, values, ok := parseLine(line); ok && (name == "" || !(values["ns/op"] > 0)) {
+			t.Errorf("parse %q: %q, %v", line, name, values)
 		}
 	})
 }
@@ -62,7 +67,7 @@ func TestDuration(t *testing.T) {
 	}
 }
 
-// measured has a sample for each benchmark that is compared: ours takes 1 µs, a peer 10.
+// measured has a sample for each benchmark that is compared: ours takes 1 µs, a peer 10, and nothing grows.
 func measured() samples {
 	s := samples{}
 	for _, c := range comparisons {
@@ -70,6 +75,13 @@ func measured() samples {
 		if c.theirs != "" {
 			s[c.theirs] = []float64{10000, 9000, 50000}
 		}
+		if c.delay {
+			s[c.theirs+" delay-ns"] = []float64{1e7}
+		}
+	}
+	for _, g := range growths {
+		s[g.benchmark+" "+g.what+"-before"] = []float64{100}
+		s[g.benchmark+" "+g.what+"-after"] = []float64{100}
 	}
 	return s
 }
@@ -98,17 +110,25 @@ func TestReport(t *testing.T) {
 	var got struct {
 		Results []map[string]any
 		Memory  []map[string]any
+		Growth  []map[string]any
 	}
 	if err := json.Unmarshal(data, &got); err != nil {
 		t.Fatal(err)
 	}
-	last := len(got.Results) - 1
-	want := []map[string]any{
-		{"operation": "discover/64", "peer": "lspci -D -n", "ours_ns": 1000.0, "peer_ns": 10000.0, "ratio": 0.1},
-		{"operation": "list/1024", "peer": "-", "ours_ns": 1000.0, "peer_ns": nil, "ratio": nil},
-		{"operation": "daemon/1024", "bytes": 20.0 * (1 << 20)},
+	find := func(operation string) map[string]any {
+		i := slices.IndexFunc(got.Results, func(r map[string]any) bool { return r["operation"] == operation })
+		return got.Results[i]
 	}
-	if diff := cmp.Diff(want, []map[string]any{got.Results[0], got.Results[last], got.Memory[0]}); diff != "" {
+	want := []map[string]any{
+		{"operation": "discover/64", "peer": "lspci -D -n", "ours_ns": 1000.0, "peer_ns": 10000.0, "ratio": 0.1, "max_ratio": 1.2},
+		{"operation": "acquire/64-clients", "peer": "bbolt Batch", "ours_ns": 1000.0, "peer_ns": 10000.0, "ratio": 0.1, "max_ratio": 1.67,
+			"peer_delay_ns": 1e7, "note": "time per durable commit"},
+		{"operation": "list/1024", "peer": "-", "ours_ns": 1000.0, "peer_ns": nil, "ratio": nil, "max_ns": 1e6},
+		{"operation": "daemon/1024", "bytes": 20.0 * (1 << 20), "max_bytes": 40.0 * (1 << 20)},
+		{"operation": "cycles/10000", "what": "heap-bytes", "before": 100.0, "after": 100.0, "slack": 256.0 * 1024},
+	}
+	is := []map[string]any{find("discover/64"), find("acquire/64-clients"), find("list/1024"), got.Memory[0], got.Growth[0]}
+	if diff := cmp.Diff(want, is); diff != "" {
 		t.Errorf("the file (-want +got):\n%s", diff)
 	}
 }
@@ -118,6 +138,7 @@ func TestReportSaysWhatIsMissed(t *testing.T) {
 	s := measured()
 	s["Discover/64/process"] = []float64{13000}
 	s["List/1024"] = []float64{1e6}
+	s["Cycles/10000 descriptors-after"] = []float64{103}
 	r, err := newReport(s, []int64{41 << 20})
 	if err != nil {
 		t.Fatal(err)
@@ -126,13 +147,17 @@ func TestReportSaysWhatIsMissed(t *testing.T) {
 		"discover/64 beside lspci -D -n: 1.300, target ≤ 1.2",
 		"list/1024 beside -: 1ms, target < 1ms",
 		"daemon/1024: 41.0 MiB resident, target ≤ 40.0 MiB",
+		"cycles/10000: descriptors 100+3, target ≤ +0",
 	}
 	if diff := cmp.Diff(want, r.missed); diff != "" {
 		t.Errorf("missed (-want +got):\n%s", diff)
 	}
-	delete(s, "List/1024")
-	if _, err := newReport(s, []int64{1}); err == nil || !strings.Contains(err.Error(), "BenchmarkList/1024") {
-		t.Errorf("a benchmark that did not run: %v", err)
+	for _, missing := range []string{"List/1024", "Scrub/1", "AcquireClients/bbolt-Batch delay-ns", "Cycles/10000 heap-bytes-before"} {
+		s := measured()
+		delete(s, missing)
+		if _, err := newReport(s, []int64{1}); err == nil || !strings.Contains(err.Error(), "Benchmark"+missing) {
+			t.Errorf("without Benchmark%s: %v", missing, err)
+		}
 	}
 }
 
@@ -143,6 +168,11 @@ func TestPlan(t *testing.T) {
 	for _, s := range suites {
 		top, _, _ := strings.Cut(s.bench, "/")
 		selected[strings.TrimSuffix(strings.TrimPrefix(top, "^Benchmark"), "$")] = true
+	}
+	for _, g := range growths {
+		if top, _, _ := strings.Cut(g.benchmark, "/"); !selected[top] {
+			t.Errorf("%s: no suite runs Benchmark%s", g.operation, g.benchmark)
+		}
 	}
 	for _, c := range comparisons {
 		for _, name := range []string{c.ours, c.theirs} {

@@ -22,42 +22,38 @@ type report struct {
 	Repeats int       `json:"repeats"`
 	Results []result  `json:"results"`
 	Memory  []memory  `json:"memory"`
+	Growth  []growth  `json:"growth"`
 
 	missed []string
 }
 
 // result is an operation beside a peer, both as medians.
 type result struct {
-	Operation string   `json:"operation"`
-	Peer      string   `json:"peer"` // "-": none
-	OursNS    int64    `json:"ours_ns"`
-	PeerNS    *int64   `json:"peer_ns"` // null where there is no peer
-	Ratio     *float64 `json:"ratio"`   // ours_ns/peer_ns
-	Note      string   `json:"note,omitempty"`
+	Operation   string   `json:"operation"`
+	Peer        string   `json:"peer"` // "-": none
+	OursNS      int64    `json:"ours_ns"`
+	PeerNS      *int64   `json:"peer_ns"`                 // null where there is no peer
+	Ratio       *float64 `json:"ratio"`                   // ours_ns/peer_ns
+	MaxRatio    float64  `json:"max_ratio,omitempty"`     // the target
+	MaxNS       int64    `json:"max_ns,omitempty"`        // the target where there is no peer
+	PeerDelayNS *int64   `json:"peer_delay_ns,omitempty"` // for which the peer holds a commit back
+	Note        string   `json:"note,omitempty"`
 }
 
 // memory is what a program has resident.
 type memory struct {
 	Operation string `json:"operation"`
 	Bytes     int64  `json:"bytes"`
+	MaxBytes  int64  `json:"max_bytes"` // the target
 }
 
 // newReport takes the medians of all that was measured. A benchmark that is compared and did not run is an error.
 func newReport(measured samples, resident []int64) (report, error) {
 	r := report{Schema: 1, Time: time.Now().UTC(), Go: runtime.Version(), CPUs: runtime.NumCPU()}
 	for _, c := range comparisons {
-		res := result{Operation: c.operation, Peer: c.peer, Note: c.note}
-		var err error
-		if res.OursNS, err = measured.median(c.ours); err != nil {
+		res, err := c.result(measured)
+		if err != nil {
 			return report{}, err
-		}
-		if c.theirs != "" {
-			theirs, err := measured.median(c.theirs)
-			if err != nil {
-				return report{}, err
-			}
-			ratio := float64(res.OursNS) / float64(theirs)
-			res.PeerNS, res.Ratio = &theirs, &ratio
 		}
 		if !c.met(res) {
 			r.missed = append(r.missed, fmt.Sprintf("%s beside %s: %s, target %s", c.operation, c.peer, c.figure(res), c.target()))
@@ -65,11 +61,40 @@ func newReport(measured samples, resident []int64) (report, error) {
 		r.Results = append(r.Results, res)
 	}
 	bytes := middle(resident)
-	r.Memory = []memory{{daemonOperation, bytes}}
+	r.Memory = []memory{{daemonOperation, bytes, daemonMax}}
 	if bytes > daemonMax {
 		r.missed = append(r.missed, fmt.Sprintf("%s: %s resident, target ≤ %s", daemonOperation, mebibytes(bytes), mebibytes(daemonMax)))
 	}
+	var err error
+	if r.Growth, err = newGrowths(measured); err != nil {
+		return report{}, err
+	}
+	for _, g := range r.Growth {
+		if !g.met() {
+			r.missed = append(r.missed, fmt.Sprintf("%s: %s %s, target %s", g.Operation, g.What, g.figure(), g.target()))
+		}
+	}
 	return r, nil
+}
+
+// result takes the medians of what is compared.
+func (c comparison) result(measured samples) (res result, err error) {
+	res = result{Operation: c.operation, Peer: c.peer, MaxRatio: c.maxRatio, MaxNS: int64(c.max), Note: c.note}
+	if res.OursNS, err = measured.median(c.ours); err != nil || c.theirs == "" {
+		return res, err
+	}
+	theirs, err := measured.median(c.theirs)
+	if err != nil {
+		return res, err
+	}
+	ratio := float64(res.OursNS) / float64(theirs)
+	res.PeerNS, res.Ratio = &theirs, &ratio
+	if c.delay {
+		var delay int64
+		delay, err = measured.median(c.theirs + " delay-ns")
+		res.PeerDelayNS = &delay
+	}
+	return res, err
 }
 
 // promises says whether there is a target.
@@ -130,10 +155,18 @@ func (r report) print(w io.Writer) error {
 	for _, m := range r.Memory {
 		fmt.Fprintf(t, "%s\t-\t%s\t-\t-\t≤ %s\t%s\n", m.Operation, mebibytes(m.Bytes), mebibytes(daemonMax), verdict(m.Bytes <= daemonMax))
 	}
+	for _, g := range r.Growth {
+		g.print(t)
+	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
 	fmt.Fprintln(w)
+	for _, res := range r.Results {
+		if res.Note != "" {
+			fmt.Fprintf(w, "%s beside %s: %s\n", res.Operation, res.Peer, res.Note)
+		}
+	}
 	for _, m := range r.missed {
 		fmt.Fprintf(w, "target missed: %s\n", m)
 	}
