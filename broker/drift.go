@@ -35,13 +35,6 @@ type Drift struct {
 	GivenUp     bool      // it is not set right any more: somebody else insists
 }
 
-// Setting right again is tried so often, with pauses that double from one second on. A
-// drift that stays away for calm begins anew.
-const (
-	maxRepairs = 5
-	calm       = 10 * time.Minute
-)
-
 // suspect has a PF looked at for drift, a moment later, so that a burst of changes is one look. It
 // is called under Broker.mu.
 func (b *Broker) suspect(p *pfState) {
@@ -65,7 +58,7 @@ func (b *Broker) checkDrift(p *pfState) {
 		b.mu.Lock()
 		p.suspected = false
 		b.mu.Unlock()
-		pause = max(b.limits.Drift, b.seekDrift(p))
+		pause = max(b.limits.Drift, b.seekDrift(p), b.recarve(p))
 		b.mu.Lock()
 		again := p.suspected || pause > b.limits.Drift
 		p.checking = again
@@ -265,35 +258,4 @@ func (b *Broker) remark(record AuditRecord) {
 			b.log.Warn("audit", "event", record.Event, "function", record.Function, "err", err)
 		}
 	})
-}
-
-// repair has the driver of a lease set its attributes right again, if the policy wants it and
-// nobody else insists on what they are. It returns when to look again. It is called under Broker.mu.
-func (b *Broker) repair(p *pfState, v *vfState, s settled) time.Duration {
-	i := slices.IndexFunc(v.drift, func(d Drift) bool { return d.Kind == DriftAttributes })
-	if i < 0 || s.entry == nil || !p.policy.Repair || v.drift[i].GivenUp {
-		return 0
-	}
-	d := &v.drift[i]
-	if time.Since(v.repaired) > calm {
-		v.repairs = 0
-	}
-	if v.repairs >= maxRepairs {
-		d.GivenUp = true
-		b.log.Error("drift: it was set right again and again, and somebody else insists", "of", s.id.String(), "want", d.Want, "found", d.Found)
-		return 0
-	}
-	if pause := time.Second << v.repairs; v.repairs > 0 && time.Since(v.repaired) < pause {
-		return pause - time.Since(v.repaired)
-	}
-	v.repairs++
-	v.repaired, d.Repairs = time.Now(), v.repairs
-	s.entry.repair = true
-	record := b.auditOf(s.lease, AuditRepaired)
-	record.ID = fmt.Sprintf("%s/%d", record.ID, b.clock())
-	record.Reason = fmt.Sprintf("%s: from %s to %s", d.Kind, d.Found, d.Want)
-	b.remark(record)
-	b.startLocked(s.entry, false)
-	p.unsure = true
-	return 0
 }

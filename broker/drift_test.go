@@ -65,6 +65,12 @@ func TestDriftOfNumVFs(t *testing.T) {
 		pfs, _, err := r.Inventory(root, r.pf, broker.Page{})
 		return err == nil && kinds(pfs[0].Drift) == "numvfs: want 7, found 3"
 	})
+	r.options.Policy.PFs[0].VFs, r.options.Policy.PFs[0].Repair = nil, true // the journal knows the count, too
+	r.restart()
+	r.until("it is carved anew", func() bool {
+		got, err := sriov.ReadPF(r.host, pf)
+		return err == nil && got.NumVFs == 7
+	})
 }
 
 // A function that vanishes under a lease ends it as lost, and is scrubbed before it is lent again.
@@ -145,4 +151,3 @@ func TestDriftIsSetRight(t *testing.T) {
 	r.release(l)
 	r.pristine()
 }
-

@@ -2,7 +2,6 @@ package broker
 
 import (
 	"slices"
-	"time"
 
 	"vfbroker/sriov"
 	"vfbroker/sriov/pci"
@@ -43,6 +42,7 @@ type pfState struct {
 	suspected bool // somebody may have changed it
 	checking  bool // a goroutine looks for drift
 	unsure    bool // the last look passed over functions of which something was under way
+	mended    mended
 	present   bool
 
 	// writing holds a token while attributes are written: writes to one PF do not interleave, and no other PF waits.
@@ -60,9 +60,8 @@ type vfState struct {
 	read   uint64        // which look at the host vf is from: an older one that ends later does not count
 	state  FunctionState // Free, Leased, Scrubbing, or Quarantined
 
-	drift    []Drift
-	repairs  int       // in a row
-	repaired time.Time // when it was last set right
+	drift  []Drift
+	mended mended
 }
 
 func (p *pfState) id() string { return p.record.ID }
@@ -147,7 +146,7 @@ func (inv *inventory) update(read uint64, pf sriov.PF, record PFRecord, policy *
 
 // become sets the state of a function that no lease holds.
 func (v *vfState) become(record FunctionRecord) {
-	v.lease, v.state, v.reason, v.drift, v.repairs = "", Free, record.Quarantined, nil, 0
+	v.lease, v.state, v.reason, v.drift, v.mended = "", Free, record.Quarantined, nil, mended{}
 	if v.reason != "" {
 		v.state = Quarantined
 	}

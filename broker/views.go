@@ -173,6 +173,7 @@ type Stats struct {
 	Leases    map[LeaseState]int           // live ones
 	Drift     map[string]map[DriftKind]int // PFs and VFs that have it now, by PF
 	Drifted   map[DriftKind]uint64         // seen since the daemon began
+	Behind    bool                         // the journal could not be written, and lacks what was done since
 }
 
 // Stats returns the counts of the moment.
@@ -180,7 +181,7 @@ func (b *Broker) Stats() Stats {
 	b.mu.look()
 	defer b.mu.Unlock()
 	s := Stats{Functions: map[string]map[FunctionState]int{}, Leases: map[LeaseState]int{},
-		Drift: map[string]map[DriftKind]int{}, Drifted: maps.Clone(b.drifted)}
+		Drift: map[string]map[DriftKind]int{}, Drifted: maps.Clone(b.drifted), Behind: !b.owed.empty()}
 	for _, p := range b.inv.pfs {
 		counts := map[FunctionState]int{Free: 0, Leased: 0, Scrubbing: 0, Quarantined: 0}
 		drift := map[DriftKind]int{}
