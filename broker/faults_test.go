@@ -227,6 +227,40 @@ func TestCarve(t *testing.T) {
 	}
 }
 
+// Of carves of one PF at once, one is under way and the others are refused; another PF waits for nothing.
+func TestCarveRace(t *testing.T) {
+	t.Parallel()
+	const other = "mac:52:54:00:0a:00:02"
+	r := newRig(t, func(r *rig) { r.options.Policy.PFs = append(r.options.Policy.PFs, broker.PFPolicy{PF: other}) })
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	r.host.OnWrite(func(e fakehost.Effect, do func() error) error {
+		if strings.HasSuffix(e.Name, r.host.PF(pfMAC).String()+"/sriov_numvfs") && e.Value == "3" {
+			close(begun)
+			<-goOn
+		}
+		return do()
+	})
+	slow := make(chan error, 1)
+	go func() {
+		_, err := r.Carve(t.Context(), root, broker.CarveRequest{RequestID: "slow", PF: r.pf, NumVFs: 3})
+		slow <- err
+	}()
+	<-begun
+	if _, err := r.Carve(t.Context(), root, broker.CarveRequest{RequestID: "second", PF: r.pf, NumVFs: 5}); !errors.Is(err, broker.ErrConflict) {
+		t.Errorf("a second carve: %v", err)
+	}
+	if _, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "1", Guest: "a", PF: r.pf}); !errors.Is(err, broker.ErrUnavailable) {
+		t.Errorf("a grant meanwhile: %v", err)
+	}
+	if res, err := r.Carve(t.Context(), root, broker.CarveRequest{RequestID: "other", PF: other, NumVFs: 2}); err != nil || res.After != 2 {
+		t.Errorf("another PF: %+v, %v", res, err)
+	}
+	close(goOn)
+	if err := <-slow; err != nil {
+		t.Error(err)
+	}
+}
+
 // What a crash left of a carve is finished only where the policy still allows it.
 func TestInterruptedCarve(t *testing.T) {
 	t.Parallel()
