@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -12,44 +13,88 @@ import (
 // keepAudit is how many records of the audit log the journal keeps.
 const keepAudit = 8192
 
+// auditHead is where the audit log ends: the number and the hash of its newest record.
+type auditHead struct {
+	seq  uint64
+	hash string
+}
+
+func readAuditHead(meta []byte) (h auditHead, err error) {
+	if meta == nil {
+		return h, nil
+	}
+	if _, err := fmt.Sscanf(string(meta), "%d %s", &h.seq, &h.hash); err != nil {
+		return h, damaged("the end of its audit log: %w", err)
+	}
+	return h, nil
+}
+
 // putAudit appends records to the audit log, and drops the oldest beyond keepAudit.
-func putAudit(tx *bolt.Tx, records []AuditRecord, again bool) error {
-	log := tx.Bucket([]byte(bucketAudit))
+func putAudit(w *recordWriter, records []AuditRecord, again bool) error {
+	if len(records) == 0 {
+		return nil
+	}
+	head, err := readAuditHead(w.get(bucketMeta, metaAudit))
+	if err != nil {
+		return err
+	}
+	log := w.tx.Bucket([]byte(bucketAudit))
+	log.FillPercent = 0.9 // it grows at its end only
+	var written map[string]bool
+	if again {
+		if written, err = audited(log, records); err != nil {
+			return err
+		}
+	}
 	for _, r := range records {
-		if again && audited(log, r.ID) {
+		if written[r.ID] {
 			continue
 		}
-		key, last := log.Cursor().Last()
-		if key != nil {
-			r.Seq, r.Prev = binary.BigEndian.Uint64(key), auditHash(last[4:])
-		}
-		r.Seq++
-		text, err := encodeRecord(r)
+		r.Seq, r.Prev = head.seq+1, head.hash
+		value, err := encodeRecord(r)
 		if err != nil {
 			return err
 		}
-		if err := log.Put(binary.BigEndian.AppendUint64(nil, r.Seq), text); err != nil {
+		if err := w.put(bucketAudit, auditKey(r.Seq), value); err != nil {
 			return err
 		}
+		head = auditHead{r.Seq, auditHash(value[4:])}
+		if again {
+			written[r.ID] = true // two that are owed may be one
+		}
 		if r.Seq > keepAudit {
-			if err := log.Delete(binary.BigEndian.AppendUint64(nil, r.Seq-keepAudit)); err != nil {
+			if err := w.remove(bucketAudit, auditKey(r.Seq-keepAudit)); err != nil {
 				return err
 			}
 		}
 	}
-	return nil
+	return w.put(bucketMeta, metaAudit, fmt.Appendf(nil, "%d %s", head.seq, head.hash))
 }
 
-// audited says whether the log has a record of that event.
-func audited(log *bolt.Bucket, id string) bool {
+func auditKey(seq uint64) string { return string(binary.BigEndian.AppendUint64(nil, seq)) }
+
+// audited says which of the records are in the log already. It looks from the
+// newest on, and only into those that name one.
+func audited(log *bolt.Bucket, records []AuditRecord) (map[string]bool, error) {
+	missing := map[string]bool{}
+	for _, r := range records {
+		missing[r.ID] = true
+	}
+	found := map[string]bool{}
 	c := log.Cursor()
-	for key, text := c.Last(); key != nil; key, text = c.Prev() {
-		var r AuditRecord
-		if decodeRecord(text, &r) == nil && r.ID == id {
-			return true
+	for key, value := c.Last(); key != nil && len(missing) > 0; key, value = c.Prev() {
+		var r struct {
+			ID string `json:"id"`
+		}
+		if err := decodeRecord(value, &r); err != nil {
+			return nil, damaged("audit record %d: %w", binary.BigEndian.Uint64(key), err)
+		}
+		if missing[r.ID] {
+			delete(missing, r.ID)
+			found[r.ID] = true
 		}
 	}
-	return false
+	return found, nil
 }
 
 // auditHash is the hash of a record's JSON text, by which the next one is chained to it.
@@ -58,24 +103,54 @@ func auditHash(text []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// auditChunk is how many records are read at a time: whoever visits them may be
+// slow, and the journal cannot grow while it is read.
+const auditChunk = 256
+
+// auditEntry is a record as it lies in the log.
+type auditEntry struct {
+	seq  uint64
+	text []byte
+}
+
 // Audit implements Store.
-func (s *boltStore) Audit(from uint64, visit func(seq uint64, record []byte) error) (head string, err error) {
-	err = guarded(func() error {
-		return s.db.View(func(tx *bolt.Tx) error {
-			c := tx.Bucket([]byte(bucketAudit)).Cursor()
-			if key, text := c.Last(); key != nil {
-				head = auditHash(text[4:])
+func (s *JournalFile) Audit(from uint64, visit func(seq uint64, record []byte) error) (head string, err error) {
+	for {
+		entries, head, err := s.auditFrom(from)
+		if err != nil {
+			return "", fmt.Errorf("read audit log of journal %s: %w", s.path, err)
+		}
+		for _, e := range entries {
+			if err := visit(e.seq, e.text); err != nil {
+				return head, err
 			}
-			for key, text := c.Seek(binary.BigEndian.AppendUint64(nil, from)); key != nil; key, text = c.Next() {
-				if err := visit(binary.BigEndian.Uint64(key), text[4:]); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	})
-	if err != nil {
-		return head, fmt.Errorf("read audit log of journal %s: %w: %w", s.path, ErrUnavailable, err)
+			from = e.seq + 1
+		}
+		if len(entries) < auditChunk {
+			return head, nil
+		}
 	}
-	return head, nil
+}
+
+// auditFrom returns some records, and the hash of the newest there is.
+func (s *JournalFile) auditFrom(from uint64) (entries []auditEntry, head string, err error) {
+	s.use.Lock()
+	defer s.use.Unlock()
+	err = s.view(func(tx *bolt.Tx) error {
+		end, err := readAuditHead(tx.Bucket([]byte(bucketMeta)).Get([]byte(metaAudit)))
+		if err != nil {
+			return err
+		}
+		head = end.hash
+		c := tx.Bucket([]byte(bucketAudit)).Cursor()
+		for key, value := c.Seek([]byte(auditKey(from))); key != nil && len(entries) < auditChunk; key, value = c.Next() {
+			text, err := recordText(value)
+			if err != nil {
+				return damaged("audit record %d: %w", binary.BigEndian.Uint64(key), err)
+			}
+			entries = append(entries, auditEntry{binary.BigEndian.Uint64(key), bytes.Clone(text)})
+		}
+		return nil
+	})
+	return entries, head, err
 }

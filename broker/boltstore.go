@@ -2,43 +2,47 @@ package broker
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"hash/crc32"
+	"io/fs"
+	"os"
 	"path/filepath"
-	"runtime/debug"
-	"strconv"
-	"strings"
 	"sync"
-	"time"
 
 	bolt "go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 )
 
-// The buckets of the journal. Each value is a CRC-32C of the JSON that follows it.
-const (
-	bucketMeta      = "meta"      // schema, epoch, counter
-	bucketLeases    = "leases"    // by lease id
-	bucketFunctions = "functions" // by "<pf id>/<index>"
-	bucketPFs       = "pfs"       // by identity
-	bucketAudit     = "audit"     // by sequence number, big-endian
-)
-
-const journalSchema = "1"
-
-// boltStore is the journal in one bbolt file.
-type boltStore struct {
-	db   *bolt.DB
+// JournalFile is the journal in one bbolt file. It goes on with what can be had of
+// the file: all; reading only; or nothing, when every commit fails and says what helps. Each commit looks
+// anew whether what was in the way is gone. It writes to no file that it could not read whole.
+type JournalFile struct {
 	path string
+	lock *os.File // of the directory
+
+	// fault is asked before each step on the disk, in tests: its error is the disk's.
+	fault func(step string) error
 
 	mu      sync.Mutex
 	waiting []*commit // in the order of arrival
 	writing bool      // a caller of Commit writes, or has been told to
+
+	// writer guards what only who writes looks at. It is taken before use.
+	writer  sync.Mutex
+	seen    fs.FileInfo // of the file that is damaged
+	place   fs.FileInfo // of our file: that at path must be this one
+	suspect bool        // what the file holds on the disk is not known: it is written anew first
+	lost    error       // the file was damaged while in use
+	closed  bool
+
+	// use guards the file against being changed for another while it is read. It admits one
+	// reader: bbolt keeps its locks when it panics, and the next one would wait for ever.
+	use     sync.Mutex
+	db      *boltFile // nil: there is none that can be read
+	has     contents  // what was last read of a file, or would be made
+	problem error     // why it cannot be written, as far as is known
+	broken  error     // what a reader met
 }
+
+var _ Store = (*JournalFile)(nil)
 
 // commit is a batch that waits for the disk.
 type commit struct {
@@ -52,141 +56,82 @@ type outcome struct {
 	turn bool
 }
 
-// OpenJournal opens or creates the journal at path. It is an error when another
-// process holds it, when it is damaged, or when it was written by a newer version.
-func OpenJournal(path string) (Store, error) {
-	var db *bolt.DB
-	// The list of free pages is kept in the file: without it bbolt walks all pages in a
-	// goroutine of its own, where what it makes of a damaged one cannot be caught.
-	err := guarded(func() (err error) {
-		db, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second})
-		return err
-	})
+// OpenJournal opens or creates the journal at path. One process at a time has the
+// journal of a directory: it is ErrConflict when another holds it. A file that cannot be used is no error here, see Problem.
+func OpenJournal(path string) (*JournalFile, error) { return openJournal(path, nil) }
+
+func openJournal(path string, fault func(step string) error) (*JournalFile, error) {
+	lock, err := lockDir(filepath.Dir(path))
 	if err != nil {
-		return nil, notOpened(path, err)
+		return nil, fmt.Errorf("open journal %s: %w", path, err)
 	}
-	s := &boltStore{db: db, path: path}
-	// What a killed daemon wrote and did not sync is read from the page cache,
-	// and must not be answered for before it is durable.
-	if err := guarded(func() error { return errors.Join(s.prepare(), db.Sync()) }); err != nil {
-		db.Close() // what stands in the way is worth more than how this ends
-		return nil, notOpened(path, err)
+	s := &JournalFile{path: path, lock: lock, fault: fault, has: contents{epoch: newEpoch(), new: true}}
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	if err := s.first(); err != nil {
+		unlock(lock)
+		return nil, fmt.Errorf("open journal %s: %w", path, err)
 	}
 	return s, nil
 }
 
-// notOpened says why a journal was not opened, and what helps.
-func notOpened(path string, err error) error {
-	switch {
-	case errors.Is(err, bolterrors.ErrTimeout):
-		return fmt.Errorf("open journal %s: %w: another vfbrokerd holds it; stop that one first", path, ErrConflict)
-	case errors.Is(err, ErrUnsupported):
-		return fmt.Errorf("open journal %s: %w", path, err)
-	case errors.Is(err, errDamaged), errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
-		return fmt.Errorf("open journal %s: %w: it is damaged (%w); release what guests hold, then move the file away: a new one starts a new epoch", path, ErrUnavailable, err)
-	default:
-		return fmt.Errorf("open journal %s: %w: %w; the directory must be writable by root", path, ErrUnavailable, err)
+// Problem says why the journal cannot be written, and what helps: as it was
+// opened, or as the newest commit met it. It is nil when nothing is in the way.
+func (s *JournalFile) Problem() error {
+	s.use.Lock()
+	defer s.use.Unlock()
+	if s.problem == nil {
+		return nil
 	}
+	return fmt.Errorf("write journal %s: %w", s.path, s.problem)
 }
 
-// errDamaged: the file's pages make no sense.
-var errDamaged = errors.New("its pages make no sense")
-
-// guarded runs what touches the file's pages. bbolt panics on pages that make
-// no sense, and a file that was cut short is a fault in its memory map: both are errors here.
-func guarded(do func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %.200s", errDamaged, strings.ReplaceAll(fmt.Sprint(p), "\n", " "))
-		}
-	}()
-	return do()
-}
-
-// prepare makes the buckets of a new journal and checks the schema of an old one.
-func (s *boltStore) prepare() error {
-	return s.db.Update(func(tx *bolt.Tx) error {
-		if meta := tx.Bucket([]byte(bucketMeta)); meta != nil {
-			if v := string(meta.Get([]byte("schema"))); v != journalSchema {
-				return fmt.Errorf("%w: its schema is %.20q, this vfbrokerd knows %s; use the version that wrote it", ErrUnsupported, v, journalSchema)
-			}
-			return nil
-		}
-		for _, name := range []string{bucketLeases, bucketFunctions, bucketPFs, bucketAudit} {
-			if _, err := tx.CreateBucket([]byte(name)); err != nil {
-				return err
-			}
-		}
-		meta, err := tx.CreateBucket([]byte(bucketMeta))
-		if err != nil {
-			return err
-		}
-		var epoch [8]byte
-		rand.Read(epoch[:]) // never fails: crypto/rand ends the program instead
-		return errors.Join(meta.Put([]byte("schema"), []byte(journalSchema)),
-			meta.Put([]byte("epoch"), fmt.Appendf(nil, "%x", epoch)), meta.Put([]byte("counter"), []byte("0")))
-	})
-}
-
-// Load implements Store.
-func (s *boltStore) Load() (j Journal, err error) {
-	err = guarded(func() error {
-		return s.db.View(func(tx *bolt.Tx) (err error) {
-			meta := tx.Bucket([]byte(bucketMeta))
-			j.Epoch = string(meta.Get([]byte("epoch")))
-			if j.Counter, err = strconv.ParseUint(string(meta.Get([]byte("counter"))), 10, 64); err != nil {
-				return fmt.Errorf("counter: %w", err)
-			}
-			return errors.Join(loadBucket(tx, bucketLeases, &j.Leases), loadBucket(tx, bucketFunctions, &j.Functions), loadBucket(tx, bucketPFs, &j.PFs))
-		})
+// Load implements Store. Of a file that cannot be read it knows a new epoch: that
+// which the next journal will have, once the file was moved away.
+func (s *JournalFile) Load() (j Journal, err error) {
+	s.use.Lock()
+	defer s.use.Unlock()
+	if s.db == nil && s.has.new {
+		return Journal{New: true, Epoch: s.has.epoch}, nil
+	}
+	err = s.view(func(tx *bolt.Tx) (err error) {
+		j, err = loadJournal(tx)
+		return err
 	})
 	if err != nil {
-		return Journal{}, fmt.Errorf("load journal %s: %w: %w; release what guests hold, then move the file away: a new one starts a new epoch",
-			s.path, ErrUnavailable, err)
+		return Journal{}, fmt.Errorf("load journal %s: %w", s.path, err)
 	}
 	return j, nil
 }
 
-func loadBucket[T any](tx *bolt.Tx, name string, into *[]T) error {
-	b := tx.Bucket([]byte(name))
-	if b == nil {
-		return fmt.Errorf("bucket %s is missing", name)
+// view reads the file. It is called under use.
+func (s *JournalFile) view(do func(tx *bolt.Tx) error) error {
+	switch {
+	case s.db == nil:
+		return s.problem
+	case s.broken != nil:
+		return fmt.Errorf("%w: %w", ErrUnavailable, s.broken)
 	}
-	return b.ForEach(func(k, v []byte) error {
-		var rec T
-		if err := decodeRecord(v, &rec); err != nil {
-			return fmt.Errorf("record %s/%.60q: %w", name, k, err)
-		}
-		*into = append(*into, rec)
-		return nil
-	})
-}
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-func encodeRecord(rec any) ([]byte, error) {
-	text, err := json.Marshal(rec)
+	err := guarded(func() error { return s.db.View(do) })
+	if isDamage(err) {
+		s.broken = err
+	}
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	return append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(text)), crc32.Checksum(text, castagnoli)), text...), nil
+	return nil
 }
 
-func decodeRecord(v []byte, rec any) error {
-	if len(v) < 4 {
-		return fmt.Errorf("it has %d bytes, fewer than its checksum", len(v))
-	}
-	if sum := crc32.Checksum(v[4:], castagnoli); sum != binary.BigEndian.Uint32(v) {
-		return fmt.Errorf("its checksum is %08x, not %08x", sum, binary.BigEndian.Uint32(v))
-	}
-	return json.Unmarshal(v[4:], rec)
+func (s *JournalFile) isBroken() error {
+	s.use.Lock()
+	defer s.use.Unlock()
+	return s.broken
 }
 
 // Commit implements Store. Commits that arrive while one is being written are
 // written together by the next: no timer, and one pair of fsyncs for all of them. Whoever comes
 // first writes, in its own goroutine, and passes the turn on.
-func (s *boltStore) Commit(_ context.Context, batch Batch) error {
+func (s *JournalFile) Commit(_ context.Context, batch Batch) error {
 	c := &commit{batch: batch, done: make(chan outcome, 1)}
 	s.mu.Lock()
 	s.waiting = append(s.waiting, c)
@@ -202,19 +147,17 @@ func (s *boltStore) Commit(_ context.Context, batch Batch) error {
 }
 
 // writeWaiting writes all that waits, own among it, and tells the others.
-func (s *boltStore) writeWaiting(own *commit) (err error) {
+func (s *JournalFile) writeWaiting(own *commit) (err error) {
 	s.mu.Lock()
 	group := s.waiting
 	s.waiting = nil
 	s.mu.Unlock()
-	err = fmt.Errorf("write journal %s: %w: it is damaged; nothing is granted until it can be written", s.path, ErrUnavailable)
-	defer func() { s.written(group, own, err) }() // even when a damaged page makes bbolt panic
-	err = s.write(group)
-	return err
+	defer func() { s.written(group, own, err) }()
+	return s.write(group)
 }
 
 // written passes the turn on, and tells a group how it went.
-func (s *boltStore) written(group []*commit, own *commit, err error) {
+func (s *JournalFile) written(group []*commit, own *commit, err error) {
 	s.mu.Lock()
 	if s.writing = len(s.waiting) > 0; s.writing {
 		s.waiting[0].done <- outcome{turn: true}
@@ -227,66 +170,93 @@ func (s *boltStore) written(group []*commit, own *commit, err error) {
 	}
 }
 
-func (s *boltStore) write(group []*commit) error {
-	err := guarded(func() error {
-		return s.db.Update(func(tx *bolt.Tx) error {
-			for _, c := range group {
-				if err := c.batch.put(tx); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	})
+// write writes a group in one transaction, when the journal can be written.
+func (s *JournalFile) write(group []*commit) error {
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	err := s.ready()
+	if err == nil {
+		err = s.update(group)
+	}
+	s.use.Lock()
+	s.problem = err
+	s.use.Unlock()
 	if err != nil {
-		return fmt.Errorf("write journal %s: %w: %w; nothing is granted until it can be written", s.path, ErrUnavailable, err)
+		return fmt.Errorf("write journal %s: %w", s.path, err)
 	}
 	return nil
 }
 
-func (b Batch) put(tx *bolt.Tx) error {
-	put := func(bucket, key string, rec any) error {
-		v, err := encodeRecord(rec)
+// update is one transaction. When it fails it says what may be thought of the file.
+func (s *JournalFile) update(group []*commit) error {
+	filled := false
+	err := guarded(func() error {
+		if err := s.step("write"); err != nil {
+			return err
+		}
+		err := s.db.Update(func(tx *bolt.Tx) error {
+			err := putGroup(tx, group)
+			filled = err == nil
+			return err
+		})
 		if err != nil {
 			return err
 		}
-		return tx.Bucket([]byte(bucket)).Put([]byte(key), v)
+		return s.step("sync")
+	})
+	switch {
+	case err == nil:
+		return nil
+	case isDamage(err):
+		return s.lose(err)
+	case filled && !isFull(err):
+		s.suspect = true
 	}
-	if b.Counter != 0 {
-		// Batches of a group may be out of order: the counter only grows.
-		meta := tx.Bucket([]byte(bucketMeta))
-		if old, err := strconv.ParseUint(string(meta.Get([]byte("counter"))), 10, 64); err == nil && old < b.Counter {
-			if err := meta.Put([]byte("counter"), strconv.AppendUint(nil, b.Counter, 10)); err != nil {
+	return fmt.Errorf("%w: %w; nothing is granted until it can be written", ErrUnavailable, err)
+}
+
+func putGroup(tx *bolt.Tx, group []*commit) error {
+	return update(tx, func(w *recordWriter) error {
+		if w.get(bucketMeta, metaNew) != nil {
+			if err := w.remove(bucketMeta, metaNew); err != nil {
 				return err
 			}
 		}
-	}
-	for _, l := range b.Leases {
-		if err := put(bucketLeases, string(l.ID), l); err != nil {
-			return err
+		for _, c := range group {
+			if err := c.batch.put(w); err != nil {
+				return err
+			}
 		}
+		return nil
+	})
+}
+
+// step is asked before each step on the disk.
+func (s *JournalFile) step(name string) error {
+	if s.fault == nil {
+		return nil
 	}
-	for _, id := range b.Forget {
-		if err := tx.Bucket([]byte(bucketLeases)).Delete([]byte(id)); err != nil {
-			return err
-		}
-	}
-	for _, f := range b.Functions {
-		if err := put(bucketFunctions, f.ID.String(), f); err != nil {
-			return err
-		}
-	}
-	for _, p := range b.PFs {
-		if err := put(bucketPFs, p.ID, p); err != nil {
-			return err
-		}
-	}
-	return putAudit(tx, b.Audit, b.Again)
+	return s.fault(name)
 }
 
 // Close implements Store.
-func (s *boltStore) Close() error {
-	if err := s.db.Close(); err != nil {
+func (s *JournalFile) Close() error {
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	s.use.Lock()
+	defer s.use.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	s.problem = closedError()
+	defer unlock(s.lock)
+	if s.db == nil {
+		return nil
+	}
+	db := s.db
+	s.db = nil
+	if err := db.Close(); err != nil {
 		return fmt.Errorf("close journal %s: %w", filepath.Base(s.path), err)
 	}
 	return nil

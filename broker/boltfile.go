@@ -1,0 +1,228 @@
+package broker
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
+)
+
+// boltFile is a journal's file, open and checked.
+type boltFile struct {
+	*bolt.DB
+	file     *os.File
+	info     fs.FileInfo
+	contents       // as it was opened
+	readOnly error // why it is open for reading only; nil: it is not
+}
+
+// openBoltFile opens a file that is there and looks at all of it, before anything is written to it.
+func openBoltFile(path string) (*boltFile, error) {
+	if err := checkFile(path); err != nil {
+		return nil, err
+	}
+	f, err := openBolt(path, false)
+	if errors.Is(err, unix.EROFS) || errors.Is(err, fs.ErrPermission) {
+		why := err
+		if f, err = openBolt(path, true); err == nil {
+			f.readOnly = why
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := f.check(); err != nil {
+		f.abandon()
+		return nil, err
+	}
+	return f, nil
+}
+
+// check reads every record. What a killed daemon wrote and did not sync is read from the page
+// cache, and must not be answered for before it is durable; nor must a file whose name is not.
+func (f *boltFile) check() error {
+	return guarded(func() error {
+		err := f.View(func(tx *bolt.Tx) error {
+			c, err := checkRecords(tx)
+			if err != nil {
+				return err
+			}
+			f.contents = c
+			_, err = loadJournal(tx)
+			return err
+		})
+		if err != nil || f.readOnly != nil {
+			return err
+		}
+		return errors.Join(f.Sync(), syncDir(filepath.Dir(f.Path())))
+	})
+}
+
+// abandon closes the file without bbolt, which may be stuck after a panic. What is
+// mapped of it stays so, and would keep the lock.
+func (f *boltFile) abandon() {
+	if f.file != nil {
+		unlock(f.file)
+	}
+}
+
+func openBolt(path string, readOnly bool) (*boltFile, error) {
+	f := &boltFile{}
+	err := guarded(func() (err error) {
+		// The list of free pages is kept in the file: without it bbolt walks all pages in a
+		// goroutine of its own, where what it makes of a damaged one cannot be caught.
+		f.DB, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, ReadOnly: readOnly,
+			OpenFile: func(name string, flag int, mode fs.FileMode) (_ *os.File, err error) {
+				f.file, err = os.OpenFile(name, flag&^os.O_CREATE, mode)
+				return f.file, err
+			}})
+		return err
+	})
+	if err == nil {
+		f.info, err = f.file.Stat()
+	}
+	if err != nil {
+		f.abandon()
+		return nil, err
+	}
+	return f, nil
+}
+
+// checkFile looks at the pages of a file, without bbolt.
+func checkFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return damaged("it is no file: %v", info.Mode())
+	}
+	return checkPages(f, info.Size())
+}
+
+// guarded runs what touches the file's pages. bbolt panics on pages that make
+// no sense, and a file that was cut short is a fault in its memory map: both are errors here.
+func guarded(do func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = damaged("%.200s", strings.ReplaceAll(fmt.Sprint(p), "\n", " "))
+		}
+	}()
+	return do()
+}
+
+// replace puts a file with what fill writes in the place of the one at path, or
+// where none is. It has another name until all of it is on the disk and was read back from there, so
+// that there is never half a journal. Who goes on with it opens it, and so makes its name durable.
+func (s *JournalFile) replace(fill func(tx *bolt.Tx) error) error {
+	temp := s.path + ".new"
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := errors.Join(s.step("make"), fillBolt(temp, fill)); err != nil {
+		return errors.Join(err, os.Remove(temp))
+	}
+	// Read from the disk, not from the cache: fadvise(2) drops what is written.
+	if err := errors.Join(s.step("read back"), f.Sync(), unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED), checkFile(temp)); err != nil {
+		return errors.Join(err, os.Remove(temp))
+	}
+	info, err := f.Stat()
+	if err := errors.Join(err, s.step("rename")); err != nil {
+		return errors.Join(err, os.Remove(temp))
+	}
+	if err := os.Rename(temp, s.path); err != nil {
+		return errors.Join(err, os.Remove(temp))
+	}
+	s.place = info
+	return s.step("sync directory")
+}
+
+// fillBolt makes a bbolt file of an empty one.
+func fillBolt(path string, fill func(tx *bolt.Tx) error) error {
+	f, err := openBolt(path, false)
+	if err != nil {
+		return err
+	}
+	if err := guarded(func() error { return f.Update(fill) }); err != nil {
+		f.abandon()
+		return err
+	}
+	return f.Close()
+}
+
+// lockDir takes the journal's directory for this process, until unlock. The lock is not
+// the file's, which may be moved away and made anew; and a directory has it on a read-only file system too.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w: another vfbrokerd holds it; stop that one first", ErrConflict)
+		}
+		return nil, fmt.Errorf("%w: lock %s: %w", ErrUnavailable, dir, err)
+	}
+	return f, nil
+}
+
+// unlock gives a lock up, even while a child that was just forked has the descriptor, and closes the file.
+func unlock(f *os.File) {
+	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN) // closed already: there is nothing to give up
+	_ = f.Close()
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+func newEpoch() string {
+	var epoch [8]byte
+	rand.Read(epoch[:]) // never fails: crypto/rand ends the program instead
+	return fmt.Sprintf("%x", epoch)
+}
+
+// isDamage says that a file is not a whole journal, as far as could be seen.
+func isDamage(err error) bool {
+	for _, e := range []error{errDamaged, bolterrors.ErrInvalid, bolterrors.ErrChecksum, bolterrors.ErrVersionMismatch} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// isFull says that the disk took nothing more, and that this is all: no page that it took before is in doubt.
+func isFull(err error) bool {
+	var write *fs.PathError
+	if !errors.As(err, &write) || write.Op != "write" {
+		return false
+	}
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG)
+}

@@ -1,0 +1,12 @@
+package broker
+
+// OpenFaultyJournal is OpenJournal on a disk that answers each step as fault says.
+func OpenFaultyJournal(path string, fault func(step string) error) (*JournalFile, error) {
+	return openJournal(path, fault)
+}
+
+// CheckPages is checkPages.
+var CheckPages = checkPages
+
+// KeepAudit is keepAudit.
+const KeepAudit = keepAudit
