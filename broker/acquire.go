@@ -167,6 +167,9 @@ func (b *Broker) reserve(ctx context.Context, c Caller, r Request, plan Lease) (
 		if errors.Is(err, errDown) && b.relook() {
 			e, fresh, err = b.hold(c, r, plan)
 		}
+		for err != nil && b.awaitTidy(ctx, err) {
+			e, fresh, err = b.hold(c, r, plan)
+		}
 		if err != nil || !fresh {
 			return e, false, err
 		}

@@ -36,7 +36,7 @@ type pfState struct {
 	vfs     []vfState // by index
 	live    int       // leases that hold one of its VFs
 	carving bool
-	tidying bool // a goroutine scrubs what leaves quarantine by itself
+	tidying int // functions that are scrubbed without a lease
 
 	drift     []Drift
 	suspected bool // somebody may have changed it

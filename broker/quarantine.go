@@ -28,7 +28,12 @@ func (b *Broker) Clear(ctx context.Context, c Caller, function string) (VFView, 
 		return VFView{}, err
 	}
 	// What was begun is finished, whoever waits for it.
-	record, err := b.scrubAgain(context.WithoutCancel(ctx), id, lease)
+	return b.cleared(context.WithoutCancel(ctx), id, lease)
+}
+
+// cleared scrubs a function that was taken out of quarantine for that.
+func (b *Broker) cleared(ctx context.Context, id FunctionID, lease Lease) (VFView, error) {
+	record, err := b.scrubAgain(ctx, id, lease)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p, v := b.inv.function(id)
@@ -124,6 +129,9 @@ func (b *Broker) scrubAgain(ctx context.Context, id FunctionID, l Lease) (Functi
 		}
 	}
 	b.refreshFunction(id)
+	if err != nil && b.ctx.Err() != nil {
+		return record, err // the daemon is stopping: the next one scrubs it
+	}
 	cleared := record
 	scrub.Time = time.Now()
 	cleared.Quarantined, cleared.Rescrub, cleared.Scrub = "", false, &scrub
@@ -134,8 +142,8 @@ func (b *Broker) scrubAgain(ctx context.Context, id FunctionID, l Lease) (Functi
 	}
 	audit := b.auditOfFunction(id.String(), event)
 	audit.Addr, audit.Scrub, audit.Reason = l.Addr.String(), cleared.Scrub, cleared.Quarantined
-	if commitErr := b.commit(ctx, Batch{Functions: []FunctionRecord{cleared}, Audit: []AuditRecord{audit}}); commitErr != nil {
-		return record, errors.Join(err, commitErr) // as it was: the journal does not know of the scrub
+	if err := b.commitOrOwe(ctx, Batch{Functions: []FunctionRecord{cleared}, Audit: []AuditRecord{audit}}); err != nil {
+		b.log.Error("journal: it is behind, and is written before anything is granted", "function", id.String(), "err", err)
 	}
 	return cleared, err
 }

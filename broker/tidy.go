@@ -1,44 +1,78 @@
 package broker
 
-// tidy scrubs the functions of a PF that leave quarantine by themselves: whose
-// lease ended with the host's boot, or that vanished under it and are back. PFs do not wait for each other.
+import (
+	"context"
+	"errors"
+)
+
+// maxScrubs is how many functions of a PF are scrubbed at a time without a lease: a reset takes 100 ms.
+const maxScrubs = 8
+
+// tidy scrubs the functions of a PF that leave quarantine by themselves: whose lease ended with the host's
+// boot, that vanished under it and are back, or of which a new journal knows nothing.
 func (b *Broker) tidy(pf string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.inv.byID[pf]
-	if p == nil || p.tidying || b.ctx.Err() != nil {
-		return
-	}
-	tried := map[FunctionID]bool{}
-	id, found := b.untidy(p, tried)
-	if !found {
-		return
-	}
-	p.tidying = true
-	b.workers.Go(func() {
-		for found && b.ctx.Err() == nil {
-			tried[id] = true
-			if _, err := b.Clear(b.ctx, Caller{Admin: true}, id.String()); err != nil {
+	for p != nil && p.tidying < maxScrubs && b.ctx.Err() == nil {
+		id, lease, found := b.untidy(p)
+		if !found {
+			return
+		}
+		p.tidying++
+		b.workers.Go(func() {
+			if _, err := b.cleared(b.ctx, id, lease); err != nil {
 				b.log.Warn("scrub", "function", id.String(), "err", err)
 			}
 			b.mu.Lock()
-			id, found = b.untidy(p, tried)
-			p.tidying = found
+			p.tidying--
+			close(b.tidied)
+			b.tidied = make(chan struct{})
 			b.mu.Unlock()
-		}
-	})
+			b.tidy(pf)
+		})
+	}
 }
 
-// untidy finds a function of a PF that is to be scrubbed and was not tried yet.
-func (b *Broker) untidy(p *pfState, tried map[FunctionID]bool) (FunctionID, bool) {
+// untidy takes a function of a PF that is to be scrubbed. It is called under Broker.mu.
+func (b *Broker) untidy(p *pfState) (FunctionID, Lease, bool) {
 	if p.policy == nil || p.carving || !p.present {
-		return FunctionID{}, false
+		return FunctionID{}, Lease{}, false
 	}
 	for i := range p.vfs {
-		id := p.functionID(i)
-		if v := &p.vfs[i]; v.state == Quarantined && !v.gone && b.inv.records[id].Rescrub && !tried[id] {
-			return id, true
+		id, v := p.functionID(i), &p.vfs[i]
+		if v.state != Quarantined || v.gone || !b.inv.records[id].Rescrub {
+			continue
+		}
+		if _, lease, err := b.quarantined(id.String()); err == nil {
+			v.state = Scrubbing
+			return id, lease, true
 		}
 	}
-	return FunctionID{}, false
+	return FunctionID{}, Lease{}, false
+}
+
+// awaitTidy waits, where a request found nothing to be lent, until a function has been scrubbed
+// that was about to be. It returns false when there is none to wait for.
+func (b *Broker) awaitTidy(ctx context.Context, refusal error) bool {
+	if !errors.Is(refusal, ErrNoCapacity) && !errors.Is(refusal, ErrQuarantined) {
+		return false
+	}
+	b.mu.look()
+	tidying := 0
+	for _, p := range b.inv.pfs {
+		tidying += p.tidying
+	}
+	tidied := b.tidied
+	b.mu.Unlock()
+	if tidying == 0 {
+		return false
+	}
+	select {
+	case <-tidied:
+		return true
+	case <-ctx.Done():
+	case <-b.ctx.Done():
+	}
+	return false
 }

@@ -1,0 +1,78 @@
+package broker_test
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"vfbroker/broker"
+)
+
+// A daemon whose journal was lost learns from the guests what is lent, under the same ids and a new
+// epoch, and scrubs everything else before it lends it.
+func TestJournalLost(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(r *rig) {
+		r.options.ListGuests = func() ([]broker.GuestID, error) { return []broker.GuestID{"a", "b", "gone"}, nil }
+	})
+	kept, left := r.acquire("1", "a"), r.acquire("2", "b")
+	r.Broker.Close()
+	r.store.Close()
+	r.hv.End("b") // its function stays bound, and dirty
+	if err := os.Remove(r.journal); err != nil {
+		t.Fatal(err)
+	}
+	r.open()
+	l, err := r.Lease(root, kept.ID)
+	if err != nil || l.State != broker.Active || l.Function != kept.Function || l.Generation.Epoch == kept.Generation.Epoch {
+		t.Fatalf("the lease of the guest that runs: %+v, %v", l, err)
+	}
+	if _, err := r.Release(t.Context(), root, broker.ReleaseRequest{RequestID: "r", LeaseID: kept.ID, Generation: kept.Generation}); !errors.Is(err, broker.ErrConflict) {
+		t.Errorf("a release with the generation of the lost journal: %v", err)
+	}
+	if _, err := r.Lease(root, left.ID); !errors.Is(err, broker.ErrNotFound) {
+		t.Errorf("the lease of the guest that ended: %v", err)
+	}
+	r.until("the rest is scrubbed", func() bool {
+		for i := 1; i < 7; i++ {
+			if r.function(i).State != broker.Free {
+				return false
+			}
+		}
+		return true
+	})
+	r.restart() // it is in the new journal
+	if got := r.release(l); got.State != broker.Closed {
+		t.Errorf("released: %s", got.State)
+	}
+	r.pristine()
+	adopted := r.audit(broker.AuditFilter{Function: kept.Function.String()})
+	if adopted[0].Event != broker.AuditAdopted || adopted[0].Lease != kept.ID {
+		t.Errorf("the audit log begins with %+v", adopted[0].AuditRecord)
+	}
+}
+
+// What somebody else plugged into a guest is not the broker's, and is never lent.
+func TestForeignPlug(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	l := r.acquire("1", "a")
+	r.Broker.Close()
+	r.store.Close()
+	if err := os.Remove(r.journal); err != nil {
+		t.Fatal(err)
+	}
+	r.open() // this daemon knows of no guests
+	r.until("the function is known to be held", func() bool {
+		f := r.function(l.Function.Index)
+		return f.State == broker.Quarantined && strings.Contains(f.Reason, "open")
+	})
+	if held := r.hv.Held("a"); len(held) != 1 {
+		t.Errorf("the guest holds %v", held)
+	}
+	_, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "2", Guest: "b", Function: l.Addr.String()})
+	if !errors.Is(err, broker.ErrQuarantined) {
+		t.Errorf("lent: %v", err)
+	}
+}
