@@ -317,6 +317,7 @@ type PF struct {
 	Managed       bool                   `protobuf:"varint,12,opt,name=managed,proto3" json:"managed,omitempty"` // on the broker's allow-list
 	RdmaDevices   []string               `protobuf:"bytes,13,rep,name=rdma_devices,json=rdmaDevices,proto3" json:"rdma_devices,omitempty"`
 	Vfs           []*VF                  `protobuf:"bytes,14,rep,name=vfs,proto3" json:"vfs,omitempty"`
+	Drift         []*Drift               `protobuf:"bytes,15,rep,name=drift,proto3" json:"drift,omitempty"` // of the PF itself; looked for on managed PFs only
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -449,6 +450,13 @@ func (x *PF) GetVfs() []*VF {
 	return nil
 }
 
+func (x *PF) GetDrift() []*Drift {
+	if x != nil {
+		return x.Drift
+	}
+	return nil
+}
+
 type VF struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Function         string                 `protobuf:"bytes,1,opt,name=function,proto3" json:"function,omitempty"` // "<pf id>/<index>"
@@ -462,6 +470,7 @@ type VF struct {
 	RdmaDevices      []string               `protobuf:"bytes,9,rep,name=rdma_devices,json=rdmaDevices,proto3" json:"rdma_devices,omitempty"`
 	CharacterDevices []string               `protobuf:"bytes,10,rep,name=character_devices,json=characterDevices,proto3" json:"character_devices,omitempty"`
 	Representor      string                 `protobuf:"bytes,11,opt,name=representor,proto3" json:"representor,omitempty"`
+	Drift            []*Drift               `protobuf:"bytes,12,rep,name=drift,proto3" json:"drift,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -573,6 +582,98 @@ func (x *VF) GetRepresentor() string {
 	return ""
 }
 
+func (x *VF) GetDrift() []*Drift {
+	if x != nil {
+		return x.Drift
+	}
+	return nil
+}
+
+// Drift is a difference between the host and what the broker set: somebody else changed it.
+type Drift struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // numvfs, gone, driver, isolation or attributes
+	Want          string                 `protobuf:"bytes,2,opt,name=want,proto3" json:"want,omitempty"`
+	Found         string                 `protobuf:"bytes,3,opt,name=found,proto3" json:"found,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`                     // when it was first seen
+	Repairs       int32                  `protobuf:"varint,5,opt,name=repairs,proto3" json:"repairs,omitempty"`                // how often it was set right in vain
+	GivenUp       bool                   `protobuf:"varint,6,opt,name=given_up,json=givenUp,proto3" json:"given_up,omitempty"` // it is not set right any more: somebody else insists
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drift) Reset() {
+	*x = Drift{}
+	mi := &file_broker_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drift) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drift) ProtoMessage() {}
+
+func (x *Drift) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drift.ProtoReflect.Descriptor instead.
+func (*Drift) Descriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Drift) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Drift) GetWant() string {
+	if x != nil {
+		return x.Want
+	}
+	return ""
+}
+
+func (x *Drift) GetFound() string {
+	if x != nil {
+		return x.Found
+	}
+	return ""
+}
+
+func (x *Drift) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Drift) GetRepairs() int32 {
+	if x != nil {
+		return x.Repairs
+	}
+	return 0
+}
+
+func (x *Drift) GetGivenUp() bool {
+	if x != nil {
+		return x.GivenUp
+	}
+	return false
+}
+
 type CarveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -585,7 +686,7 @@ type CarveRequest struct {
 
 func (x *CarveRequest) Reset() {
 	*x = CarveRequest{}
-	mi := &file_broker_proto_msgTypes[4]
+	mi := &file_broker_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -597,7 +698,7 @@ func (x *CarveRequest) String() string {
 func (*CarveRequest) ProtoMessage() {}
 
 func (x *CarveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[4]
+	mi := &file_broker_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -610,7 +711,7 @@ func (x *CarveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CarveRequest.ProtoReflect.Descriptor instead.
 func (*CarveRequest) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{4}
+	return file_broker_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CarveRequest) GetRequestId() string {
@@ -654,7 +755,7 @@ type CarveResponse struct {
 
 func (x *CarveResponse) Reset() {
 	*x = CarveResponse{}
-	mi := &file_broker_proto_msgTypes[5]
+	mi := &file_broker_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -666,7 +767,7 @@ func (x *CarveResponse) String() string {
 func (*CarveResponse) ProtoMessage() {}
 
 func (x *CarveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[5]
+	mi := &file_broker_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -679,7 +780,7 @@ func (x *CarveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CarveResponse.ProtoReflect.Descriptor instead.
 func (*CarveResponse) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{5}
+	return file_broker_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CarveResponse) GetPf() string {
@@ -729,14 +830,15 @@ type AcquireRequest struct {
 	MaxRateMbps   int32                  `protobuf:"varint,8,opt,name=max_rate_mbps,json=maxRateMbps,proto3" json:"max_rate_mbps,omitempty"` // 0: no limit
 	Trust         bool                   `protobuf:"varint,9,opt,name=trust,proto3" json:"trust,omitempty"`
 	Shim          ShimWish               `protobuf:"varint,10,opt,name=shim,proto3,enum=vfbroker.v1.ShimWish" json:"shim,omitempty"`
-	DryRun        bool                   `protobuf:"varint,11,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // place only: say which function it would be, change nothing
+	DryRun        bool                   `protobuf:"varint,11,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // say which function it would be and what would be written, change nothing
+	Duration      *durationpb.Duration   `protobuf:"bytes,12,opt,name=duration,proto3" json:"duration,omitempty"`            // from the grant; absent or 0: until it is released
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AcquireRequest) Reset() {
 	*x = AcquireRequest{}
-	mi := &file_broker_proto_msgTypes[6]
+	mi := &file_broker_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +850,7 @@ func (x *AcquireRequest) String() string {
 func (*AcquireRequest) ProtoMessage() {}
 
 func (x *AcquireRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[6]
+	mi := &file_broker_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +863,7 @@ func (x *AcquireRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcquireRequest.ProtoReflect.Descriptor instead.
 func (*AcquireRequest) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{6}
+	return file_broker_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AcquireRequest) GetRequestId() string {
@@ -841,16 +943,24 @@ func (x *AcquireRequest) GetDryRun() bool {
 	return false
 }
 
+func (x *AcquireRequest) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
 type AcquireResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Lease         *Lease                 `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	Writes        []string               `protobuf:"bytes,2,rep,name=writes,proto3" json:"writes,omitempty"` // of a dry run: the host writes and guest commands, in their order
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AcquireResponse) Reset() {
 	*x = AcquireResponse{}
-	mi := &file_broker_proto_msgTypes[7]
+	mi := &file_broker_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -862,7 +972,7 @@ func (x *AcquireResponse) String() string {
 func (*AcquireResponse) ProtoMessage() {}
 
 func (x *AcquireResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[7]
+	mi := &file_broker_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -875,7 +985,7 @@ func (x *AcquireResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcquireResponse.ProtoReflect.Descriptor instead.
 func (*AcquireResponse) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{7}
+	return file_broker_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AcquireResponse) GetLease() *Lease {
@@ -885,18 +995,26 @@ func (x *AcquireResponse) GetLease() *Lease {
 	return nil
 }
 
+func (x *AcquireResponse) GetWrites() []string {
+	if x != nil {
+		return x.Writes
+	}
+	return nil
+}
+
 type ReleaseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	LeaseId       string                 `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
 	Generation    *Generation            `protobuf:"bytes,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	DryRun        bool                   `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // say what would be written, change nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReleaseRequest) Reset() {
 	*x = ReleaseRequest{}
-	mi := &file_broker_proto_msgTypes[8]
+	mi := &file_broker_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -908,7 +1026,7 @@ func (x *ReleaseRequest) String() string {
 func (*ReleaseRequest) ProtoMessage() {}
 
 func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[8]
+	mi := &file_broker_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -921,7 +1039,7 @@ func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{8}
+	return file_broker_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReleaseRequest) GetRequestId() string {
@@ -945,16 +1063,24 @@ func (x *ReleaseRequest) GetGeneration() *Generation {
 	return nil
 }
 
+func (x *ReleaseRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
 type ReleaseResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Lease         *Lease                 `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	Lease         *Lease                 `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`   // of a dry run: as it is
+	Writes        []string               `protobuf:"bytes,2,rep,name=writes,proto3" json:"writes,omitempty"` // of a dry run; none: the lease has ended
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReleaseResponse) Reset() {
 	*x = ReleaseResponse{}
-	mi := &file_broker_proto_msgTypes[9]
+	mi := &file_broker_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +1092,7 @@ func (x *ReleaseResponse) String() string {
 func (*ReleaseResponse) ProtoMessage() {}
 
 func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[9]
+	mi := &file_broker_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +1105,7 @@ func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{9}
+	return file_broker_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReleaseResponse) GetLease() *Lease {
@@ -989,17 +1115,145 @@ func (x *ReleaseResponse) GetLease() *Lease {
 	return nil
 }
 
+func (x *ReleaseResponse) GetWrites() []string {
+	if x != nil {
+		return x.Writes
+	}
+	return nil
+}
+
+type RenewRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	LeaseId       string                 `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
+	Generation    *Generation            `protobuf:"bytes,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	Duration      *durationpb.Duration   `protobuf:"bytes,4,opt,name=duration,proto3" json:"duration,omitempty"`            // from now; 0: until it is released. It must be there
+	DryRun        bool                   `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // say what the lease would be, change nothing
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewRequest) Reset() {
+	*x = RenewRequest{}
+	mi := &file_broker_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewRequest) ProtoMessage() {}
+
+func (x *RenewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
+func (*RenewRequest) Descriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RenewRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RenewRequest) GetLeaseId() string {
+	if x != nil {
+		return x.LeaseId
+	}
+	return ""
+}
+
+func (x *RenewRequest) GetGeneration() *Generation {
+	if x != nil {
+		return x.Generation
+	}
+	return nil
+}
+
+func (x *RenewRequest) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+func (x *RenewRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type RenewResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lease         *Lease                 `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewResponse) Reset() {
+	*x = RenewResponse{}
+	mi := &file_broker_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewResponse) ProtoMessage() {}
+
+func (x *RenewResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
+func (*RenewResponse) Descriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RenewResponse) GetLease() *Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
 type ClearRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	Function      string                 `protobuf:"bytes,2,opt,name=function,proto3" json:"function,omitempty"` // "<pf>/<index>" or a VF's address
+	Function      string                 `protobuf:"bytes,2,opt,name=function,proto3" json:"function,omitempty"`            // "<pf>/<index>" or a VF's address
+	DryRun        bool                   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // say what would be written, change nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClearRequest) Reset() {
 	*x = ClearRequest{}
-	mi := &file_broker_proto_msgTypes[10]
+	mi := &file_broker_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1011,7 +1265,7 @@ func (x *ClearRequest) String() string {
 func (*ClearRequest) ProtoMessage() {}
 
 func (x *ClearRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[10]
+	mi := &file_broker_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1024,7 +1278,7 @@ func (x *ClearRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearRequest.ProtoReflect.Descriptor instead.
 func (*ClearRequest) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{10}
+	return file_broker_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ClearRequest) GetRequestId() string {
@@ -1041,16 +1295,24 @@ func (x *ClearRequest) GetFunction() string {
 	return ""
 }
 
+func (x *ClearRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
 type ClearResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Vf            *VF                    `protobuf:"bytes,1,opt,name=vf,proto3" json:"vf,omitempty"`
+	Vf            *VF                    `protobuf:"bytes,1,opt,name=vf,proto3" json:"vf,omitempty"`         // of a dry run: as it is
+	Writes        []string               `protobuf:"bytes,2,rep,name=writes,proto3" json:"writes,omitempty"` // of a dry run; none: it is not in quarantine
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClearResponse) Reset() {
 	*x = ClearResponse{}
-	mi := &file_broker_proto_msgTypes[11]
+	mi := &file_broker_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1324,7 @@ func (x *ClearResponse) String() string {
 func (*ClearResponse) ProtoMessage() {}
 
 func (x *ClearResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[11]
+	mi := &file_broker_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,12 +1337,19 @@ func (x *ClearResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClearResponse.ProtoReflect.Descriptor instead.
 func (*ClearResponse) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{11}
+	return file_broker_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ClearResponse) GetVf() *VF {
 	if x != nil {
 		return x.Vf
+	}
+	return nil
+}
+
+func (x *ClearResponse) GetWrites() []string {
+	if x != nil {
+		return x.Writes
 	}
 	return nil
 }
@@ -1094,7 +1363,7 @@ type GetLeaseRequest struct {
 
 func (x *GetLeaseRequest) Reset() {
 	*x = GetLeaseRequest{}
-	mi := &file_broker_proto_msgTypes[12]
+	mi := &file_broker_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1106,7 +1375,7 @@ func (x *GetLeaseRequest) String() string {
 func (*GetLeaseRequest) ProtoMessage() {}
 
 func (x *GetLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[12]
+	mi := &file_broker_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1119,7 +1388,7 @@ func (x *GetLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLeaseRequest.ProtoReflect.Descriptor instead.
 func (*GetLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{12}
+	return file_broker_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetLeaseRequest) GetLeaseId() string {
@@ -1141,7 +1410,7 @@ type LeasesRequest struct {
 
 func (x *LeasesRequest) Reset() {
 	*x = LeasesRequest{}
-	mi := &file_broker_proto_msgTypes[13]
+	mi := &file_broker_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1153,7 +1422,7 @@ func (x *LeasesRequest) String() string {
 func (*LeasesRequest) ProtoMessage() {}
 
 func (x *LeasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[13]
+	mi := &file_broker_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1166,7 +1435,7 @@ func (x *LeasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeasesRequest.ProtoReflect.Descriptor instead.
 func (*LeasesRequest) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{13}
+	return file_broker_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LeasesRequest) GetPageSize() int32 {
@@ -1207,7 +1476,7 @@ type LeasesResponse struct {
 
 func (x *LeasesResponse) Reset() {
 	*x = LeasesResponse{}
-	mi := &file_broker_proto_msgTypes[14]
+	mi := &file_broker_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +1488,7 @@ func (x *LeasesResponse) String() string {
 func (*LeasesResponse) ProtoMessage() {}
 
 func (x *LeasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[14]
+	mi := &file_broker_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1501,7 @@ func (x *LeasesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeasesResponse.ProtoReflect.Descriptor instead.
 func (*LeasesResponse) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{14}
+	return file_broker_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LeasesResponse) GetLeases() []*Lease {
@@ -1259,7 +1528,7 @@ type Generation struct {
 
 func (x *Generation) Reset() {
 	*x = Generation{}
-	mi := &file_broker_proto_msgTypes[15]
+	mi := &file_broker_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1271,7 +1540,7 @@ func (x *Generation) String() string {
 func (*Generation) ProtoMessage() {}
 
 func (x *Generation) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[15]
+	mi := &file_broker_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1284,7 +1553,7 @@ func (x *Generation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Generation.ProtoReflect.Descriptor instead.
 func (*Generation) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{15}
+	return file_broker_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Generation) GetEpoch() string {
@@ -1311,7 +1580,7 @@ type StepTime struct {
 
 func (x *StepTime) Reset() {
 	*x = StepTime{}
-	mi := &file_broker_proto_msgTypes[16]
+	mi := &file_broker_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1592,7 @@ func (x *StepTime) String() string {
 func (*StepTime) ProtoMessage() {}
 
 func (x *StepTime) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[16]
+	mi := &file_broker_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1605,7 @@ func (x *StepTime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepTime.ProtoReflect.Descriptor instead.
 func (*StepTime) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{16}
+	return file_broker_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StepTime) GetName() string {
@@ -1370,13 +1639,15 @@ type Lease struct {
 	Created       *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=created,proto3" json:"created,omitempty"`
 	Steps         []*StepTime            `protobuf:"bytes,14,rep,name=steps,proto3" json:"steps,omitempty"`
 	Target        string                 `protobuf:"bytes,15,opt,name=target,proto3" json:"target,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=expires,proto3" json:"expires,omitempty"`                       // when it ends unless it is renewed, to the second; absent: when it is released
+	CallerUid     uint32                 `protobuf:"varint,17,opt,name=caller_uid,json=callerUid,proto3" json:"caller_uid,omitempty"` // the user who asked for it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_broker_proto_msgTypes[17]
+	mi := &file_broker_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1388,7 +1659,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_broker_proto_msgTypes[17]
+	mi := &file_broker_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1401,7 +1672,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_broker_proto_rawDescGZIP(), []int{17}
+	return file_broker_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Lease) GetId() string {
@@ -1509,6 +1780,156 @@ func (x *Lease) GetTarget() string {
 	return ""
 }
 
+func (x *Lease) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *Lease) GetCallerUid() uint32 {
+	if x != nil {
+		return x.CallerUid
+	}
+	return 0
+}
+
+type AuditRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PageSize      int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Function      string                 `protobuf:"bytes,3,opt,name=function,proto3" json:"function,omitempty"` // "<pf id>/<index>", a PF's identity or an address; empty: all
+	Tenant        string                 `protobuf:"bytes,4,opt,name=tenant,proto3" json:"tenant,omitempty"`     // user id of the guest's owner or of who asked, or the request's owner; empty: all
+	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`       // absent: from the oldest one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditRequest) Reset() {
+	*x = AuditRequest{}
+	mi := &file_broker_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditRequest) ProtoMessage() {}
+
+func (x *AuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditRequest.ProtoReflect.Descriptor instead.
+func (*AuditRequest) Descriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *AuditRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *AuditRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *AuditRequest) GetFunction() string {
+	if x != nil {
+		return x.Function
+	}
+	return ""
+}
+
+func (x *AuditRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *AuditRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+type AuditResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Records       []string               `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"` // JSON texts to the byte: each one's "prev" is the hex SHA-256 of the text before it in the log
+	Head          string                 `protobuf:"bytes,2,opt,name=head,proto3" json:"head,omitempty"`       // hex SHA-256 of the newest record's text; empty: the log is empty
+	NextPageToken string                 `protobuf:"bytes,3,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditResponse) Reset() {
+	*x = AuditResponse{}
+	mi := &file_broker_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditResponse) ProtoMessage() {}
+
+func (x *AuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditResponse.ProtoReflect.Descriptor instead.
+func (*AuditResponse) Descriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *AuditResponse) GetRecords() []string {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+func (x *AuditResponse) GetHead() string {
+	if x != nil {
+		return x.Head
+	}
+	return ""
+}
+
+func (x *AuditResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 var File_broker_proto protoreflect.FileDescriptor
 
 const file_broker_proto_rawDesc = "" +
@@ -1521,7 +1942,7 @@ const file_broker_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\"^\n" +
 	"\x11InventoryResponse\x12!\n" +
 	"\x03pfs\x18\x01 \x03(\v2\x0f.vfbroker.v1.PFR\x03pfs\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x90\x03\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xba\x03\n" +
 	"\x02PF\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaliases\x18\x02 \x03(\tR\aaliases\x12\x18\n" +
@@ -1539,9 +1960,10 @@ const file_broker_proto_rawDesc = "" +
 	"\x02up\x18\v \x01(\bR\x02up\x12\x18\n" +
 	"\amanaged\x18\f \x01(\bR\amanaged\x12!\n" +
 	"\frdma_devices\x18\r \x03(\tR\vrdmaDevices\x12!\n" +
-	"\x03vfs\x18\x0e \x03(\v2\x0f.vfbroker.v1.VFR\x03vfsB\f\n" +
+	"\x03vfs\x18\x0e \x03(\v2\x0f.vfbroker.v1.VFR\x03vfs\x12(\n" +
+	"\x05drift\x18\x0f \x03(\v2\x12.vfbroker.v1.DriftR\x05driftB\f\n" +
 	"\n" +
-	"_numa_node\"\xf5\x02\n" +
+	"_numa_node\"\x9f\x03\n" +
 	"\x02VF\x12\x1a\n" +
 	"\bfunction\x18\x01 \x01(\tR\bfunction\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x05R\x05index\x12\x18\n" +
@@ -1555,8 +1977,16 @@ const file_broker_proto_rawDesc = "" +
 	"\frdma_devices\x18\t \x03(\tR\vrdmaDevices\x12+\n" +
 	"\x11character_devices\x18\n" +
 	" \x03(\tR\x10characterDevices\x12 \n" +
-	"\vrepresentor\x18\v \x01(\tR\vrepresentorB\x0e\n" +
-	"\f_iommu_group\"o\n" +
+	"\vrepresentor\x18\v \x01(\tR\vrepresentor\x12(\n" +
+	"\x05drift\x18\f \x03(\v2\x12.vfbroker.v1.DriftR\x05driftB\x0e\n" +
+	"\f_iommu_group\"\xac\x01\n" +
+	"\x05Drift\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04want\x18\x02 \x01(\tR\x04want\x12\x14\n" +
+	"\x05found\x18\x03 \x01(\tR\x05found\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x18\n" +
+	"\arepairs\x18\x05 \x01(\x05R\arepairs\x12\x19\n" +
+	"\bgiven_up\x18\x06 \x01(\bR\agivenUp\"o\n" +
 	"\fCarveRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x0e\n" +
@@ -1568,7 +1998,7 @@ const file_broker_proto_rawDesc = "" +
 	"\x06before\x18\x02 \x01(\x05R\x06before\x12\x14\n" +
 	"\x05after\x18\x03 \x01(\x05R\x05after\x12\x16\n" +
 	"\x06writes\x18\x04 \x03(\tR\x06writes\x12\x18\n" +
-	"\aholders\x18\x05 \x03(\tR\aholders\"\xab\x02\n" +
+	"\aholders\x18\x05 \x03(\tR\aholders\"\xe2\x02\n" +
 	"\x0eAcquireRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x14\n" +
@@ -1582,24 +2012,41 @@ const file_broker_proto_rawDesc = "" +
 	"\x05trust\x18\t \x01(\bR\x05trust\x12)\n" +
 	"\x04shim\x18\n" +
 	" \x01(\x0e2\x15.vfbroker.v1.ShimWishR\x04shim\x12\x17\n" +
-	"\adry_run\x18\v \x01(\bR\x06dryRun\";\n" +
+	"\adry_run\x18\v \x01(\bR\x06dryRun\x125\n" +
+	"\bduration\x18\f \x01(\v2\x19.google.protobuf.DurationR\bduration\"S\n" +
 	"\x0fAcquireResponse\x12(\n" +
-	"\x05lease\x18\x01 \x01(\v2\x12.vfbroker.v1.LeaseR\x05lease\"\x83\x01\n" +
+	"\x05lease\x18\x01 \x01(\v2\x12.vfbroker.v1.LeaseR\x05lease\x12\x16\n" +
+	"\x06writes\x18\x02 \x03(\tR\x06writes\"\x9c\x01\n" +
 	"\x0eReleaseRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x19\n" +
 	"\blease_id\x18\x02 \x01(\tR\aleaseId\x127\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\v2\x17.vfbroker.v1.GenerationR\n" +
-	"generation\";\n" +
+	"generation\x12\x17\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\"S\n" +
 	"\x0fReleaseResponse\x12(\n" +
-	"\x05lease\x18\x01 \x01(\v2\x12.vfbroker.v1.LeaseR\x05lease\"I\n" +
+	"\x05lease\x18\x01 \x01(\v2\x12.vfbroker.v1.LeaseR\x05lease\x12\x16\n" +
+	"\x06writes\x18\x02 \x03(\tR\x06writes\"\xd1\x01\n" +
+	"\fRenewRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x19\n" +
+	"\blease_id\x18\x02 \x01(\tR\aleaseId\x127\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\v2\x17.vfbroker.v1.GenerationR\n" +
+	"generation\x125\n" +
+	"\bduration\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\bduration\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"9\n" +
+	"\rRenewResponse\x12(\n" +
+	"\x05lease\x18\x01 \x01(\v2\x12.vfbroker.v1.LeaseR\x05lease\"b\n" +
 	"\fClearRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1a\n" +
-	"\bfunction\x18\x02 \x01(\tR\bfunction\"0\n" +
+	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"H\n" +
 	"\rClearResponse\x12\x1f\n" +
-	"\x02vf\x18\x01 \x01(\v2\x0f.vfbroker.v1.VFR\x02vf\",\n" +
+	"\x02vf\x18\x01 \x01(\v2\x0f.vfbroker.v1.VFR\x02vf\x12\x16\n" +
+	"\x06writes\x18\x02 \x03(\tR\x06writes\",\n" +
 	"\x0fGetLeaseRequest\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\tR\aleaseId\"s\n" +
 	"\rLeasesRequest\x12\x1b\n" +
@@ -1617,7 +2064,7 @@ const file_broker_proto_rawDesc = "" +
 	"\acounter\x18\x02 \x01(\x04R\acounter\"U\n" +
 	"\bStepTime\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x125\n" +
-	"\bduration\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bduration\"\xd0\x03\n" +
+	"\bduration\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bduration\"\xa5\x04\n" +
 	"\x05Lease\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x127\n" +
 	"\n" +
@@ -1636,7 +2083,21 @@ const file_broker_proto_rawDesc = "" +
 	"\vunsupported\x18\f \x03(\tR\vunsupported\x124\n" +
 	"\acreated\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12+\n" +
 	"\x05steps\x18\x0e \x03(\v2\x15.vfbroker.v1.StepTimeR\x05steps\x12\x16\n" +
-	"\x06target\x18\x0f \x01(\tR\x06target*\xa1\x01\n" +
+	"\x06target\x18\x0f \x01(\tR\x06target\x124\n" +
+	"\aexpires\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x1d\n" +
+	"\n" +
+	"caller_uid\x18\x11 \x01(\rR\tcallerUid\"\xb0\x01\n" +
+	"\fAuditRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\x12\x1a\n" +
+	"\bfunction\x18\x03 \x01(\tR\bfunction\x12\x16\n" +
+	"\x06tenant\x18\x04 \x01(\tR\x06tenant\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"e\n" +
+	"\rAuditResponse\x12\x18\n" +
+	"\arecords\x18\x01 \x03(\tR\arecords\x12\x12\n" +
+	"\x04head\x18\x02 \x01(\tR\x04head\x12&\n" +
+	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken*\xa1\x01\n" +
 	"\rFunctionState\x12\x1e\n" +
 	"\x1aFUNCTION_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13FUNCTION_STATE_FREE\x10\x01\x12\x19\n" +
@@ -1654,15 +2115,17 @@ const file_broker_proto_rawDesc = "" +
 	"\x12LEASE_STATE_ACTIVE\x10\x02\x12\x19\n" +
 	"\x15LEASE_STATE_RELEASING\x10\x03\x12\x14\n" +
 	"\x10LEASE_STATE_LOST\x10\x04\x12\x16\n" +
-	"\x12LEASE_STATE_CLOSED\x10\x052\xe1\x03\n" +
+	"\x12LEASE_STATE_CLOSED\x10\x052\xe1\x04\n" +
 	"\x06Broker\x12J\n" +
 	"\tInventory\x12\x1d.vfbroker.v1.InventoryRequest\x1a\x1e.vfbroker.v1.InventoryResponse\x12>\n" +
 	"\x05Carve\x12\x19.vfbroker.v1.CarveRequest\x1a\x1a.vfbroker.v1.CarveResponse\x12D\n" +
 	"\aAcquire\x12\x1b.vfbroker.v1.AcquireRequest\x1a\x1c.vfbroker.v1.AcquireResponse\x12D\n" +
-	"\aRelease\x12\x1b.vfbroker.v1.ReleaseRequest\x1a\x1c.vfbroker.v1.ReleaseResponse\x12<\n" +
+	"\aRelease\x12\x1b.vfbroker.v1.ReleaseRequest\x1a\x1c.vfbroker.v1.ReleaseResponse\x12>\n" +
+	"\x05Renew\x12\x19.vfbroker.v1.RenewRequest\x1a\x1a.vfbroker.v1.RenewResponse\x12<\n" +
 	"\bGetLease\x12\x1c.vfbroker.v1.GetLeaseRequest\x1a\x12.vfbroker.v1.Lease\x12A\n" +
 	"\x06Leases\x12\x1a.vfbroker.v1.LeasesRequest\x1a\x1b.vfbroker.v1.LeasesResponse\x12>\n" +
-	"\x05Clear\x12\x19.vfbroker.v1.ClearRequest\x1a\x1a.vfbroker.v1.ClearResponseB\x1aZ\x18vfbroker/broker/brokerpbb\x06proto3"
+	"\x05Clear\x12\x19.vfbroker.v1.ClearRequest\x1a\x1a.vfbroker.v1.ClearResponse\x12>\n" +
+	"\x05Audit\x12\x19.vfbroker.v1.AuditRequest\x1a\x1a.vfbroker.v1.AuditResponseB\x1aZ\x18vfbroker/broker/brokerpbb\x06proto3"
 
 var (
 	file_broker_proto_rawDescOnce sync.Once
@@ -1677,7 +2140,7 @@ func file_broker_proto_rawDescGZIP() []byte {
 }
 
 var file_broker_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_broker_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_broker_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_broker_proto_goTypes = []any{
 	(FunctionState)(0),            // 0: vfbroker.v1.FunctionState
 	(ShimWish)(0),                 // 1: vfbroker.v1.ShimWish
@@ -1686,57 +2149,75 @@ var file_broker_proto_goTypes = []any{
 	(*InventoryResponse)(nil),     // 4: vfbroker.v1.InventoryResponse
 	(*PF)(nil),                    // 5: vfbroker.v1.PF
 	(*VF)(nil),                    // 6: vfbroker.v1.VF
-	(*CarveRequest)(nil),          // 7: vfbroker.v1.CarveRequest
-	(*CarveResponse)(nil),         // 8: vfbroker.v1.CarveResponse
-	(*AcquireRequest)(nil),        // 9: vfbroker.v1.AcquireRequest
-	(*AcquireResponse)(nil),       // 10: vfbroker.v1.AcquireResponse
-	(*ReleaseRequest)(nil),        // 11: vfbroker.v1.ReleaseRequest
-	(*ReleaseResponse)(nil),       // 12: vfbroker.v1.ReleaseResponse
-	(*ClearRequest)(nil),          // 13: vfbroker.v1.ClearRequest
-	(*ClearResponse)(nil),         // 14: vfbroker.v1.ClearResponse
-	(*GetLeaseRequest)(nil),       // 15: vfbroker.v1.GetLeaseRequest
-	(*LeasesRequest)(nil),         // 16: vfbroker.v1.LeasesRequest
-	(*LeasesResponse)(nil),        // 17: vfbroker.v1.LeasesResponse
-	(*Generation)(nil),            // 18: vfbroker.v1.Generation
-	(*StepTime)(nil),              // 19: vfbroker.v1.StepTime
-	(*Lease)(nil),                 // 20: vfbroker.v1.Lease
-	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(*Drift)(nil),                 // 7: vfbroker.v1.Drift
+	(*CarveRequest)(nil),          // 8: vfbroker.v1.CarveRequest
+	(*CarveResponse)(nil),         // 9: vfbroker.v1.CarveResponse
+	(*AcquireRequest)(nil),        // 10: vfbroker.v1.AcquireRequest
+	(*AcquireResponse)(nil),       // 11: vfbroker.v1.AcquireResponse
+	(*ReleaseRequest)(nil),        // 12: vfbroker.v1.ReleaseRequest
+	(*ReleaseResponse)(nil),       // 13: vfbroker.v1.ReleaseResponse
+	(*RenewRequest)(nil),          // 14: vfbroker.v1.RenewRequest
+	(*RenewResponse)(nil),         // 15: vfbroker.v1.RenewResponse
+	(*ClearRequest)(nil),          // 16: vfbroker.v1.ClearRequest
+	(*ClearResponse)(nil),         // 17: vfbroker.v1.ClearResponse
+	(*GetLeaseRequest)(nil),       // 18: vfbroker.v1.GetLeaseRequest
+	(*LeasesRequest)(nil),         // 19: vfbroker.v1.LeasesRequest
+	(*LeasesResponse)(nil),        // 20: vfbroker.v1.LeasesResponse
+	(*Generation)(nil),            // 21: vfbroker.v1.Generation
+	(*StepTime)(nil),              // 22: vfbroker.v1.StepTime
+	(*Lease)(nil),                 // 23: vfbroker.v1.Lease
+	(*AuditRequest)(nil),          // 24: vfbroker.v1.AuditRequest
+	(*AuditResponse)(nil),         // 25: vfbroker.v1.AuditResponse
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
 }
 var file_broker_proto_depIdxs = []int32{
 	5,  // 0: vfbroker.v1.InventoryResponse.pfs:type_name -> vfbroker.v1.PF
 	6,  // 1: vfbroker.v1.PF.vfs:type_name -> vfbroker.v1.VF
-	0,  // 2: vfbroker.v1.VF.state:type_name -> vfbroker.v1.FunctionState
-	1,  // 3: vfbroker.v1.AcquireRequest.shim:type_name -> vfbroker.v1.ShimWish
-	20, // 4: vfbroker.v1.AcquireResponse.lease:type_name -> vfbroker.v1.Lease
-	18, // 5: vfbroker.v1.ReleaseRequest.generation:type_name -> vfbroker.v1.Generation
-	20, // 6: vfbroker.v1.ReleaseResponse.lease:type_name -> vfbroker.v1.Lease
-	6,  // 7: vfbroker.v1.ClearResponse.vf:type_name -> vfbroker.v1.VF
-	20, // 8: vfbroker.v1.LeasesResponse.leases:type_name -> vfbroker.v1.Lease
-	21, // 9: vfbroker.v1.StepTime.duration:type_name -> google.protobuf.Duration
-	18, // 10: vfbroker.v1.Lease.generation:type_name -> vfbroker.v1.Generation
-	2,  // 11: vfbroker.v1.Lease.state:type_name -> vfbroker.v1.LeaseState
-	22, // 12: vfbroker.v1.Lease.created:type_name -> google.protobuf.Timestamp
-	19, // 13: vfbroker.v1.Lease.steps:type_name -> vfbroker.v1.StepTime
-	3,  // 14: vfbroker.v1.Broker.Inventory:input_type -> vfbroker.v1.InventoryRequest
-	7,  // 15: vfbroker.v1.Broker.Carve:input_type -> vfbroker.v1.CarveRequest
-	9,  // 16: vfbroker.v1.Broker.Acquire:input_type -> vfbroker.v1.AcquireRequest
-	11, // 17: vfbroker.v1.Broker.Release:input_type -> vfbroker.v1.ReleaseRequest
-	15, // 18: vfbroker.v1.Broker.GetLease:input_type -> vfbroker.v1.GetLeaseRequest
-	16, // 19: vfbroker.v1.Broker.Leases:input_type -> vfbroker.v1.LeasesRequest
-	13, // 20: vfbroker.v1.Broker.Clear:input_type -> vfbroker.v1.ClearRequest
-	4,  // 21: vfbroker.v1.Broker.Inventory:output_type -> vfbroker.v1.InventoryResponse
-	8,  // 22: vfbroker.v1.Broker.Carve:output_type -> vfbroker.v1.CarveResponse
-	10, // 23: vfbroker.v1.Broker.Acquire:output_type -> vfbroker.v1.AcquireResponse
-	12, // 24: vfbroker.v1.Broker.Release:output_type -> vfbroker.v1.ReleaseResponse
-	20, // 25: vfbroker.v1.Broker.GetLease:output_type -> vfbroker.v1.Lease
-	17, // 26: vfbroker.v1.Broker.Leases:output_type -> vfbroker.v1.LeasesResponse
-	14, // 27: vfbroker.v1.Broker.Clear:output_type -> vfbroker.v1.ClearResponse
-	21, // [21:28] is the sub-list for method output_type
-	14, // [14:21] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	7,  // 2: vfbroker.v1.PF.drift:type_name -> vfbroker.v1.Drift
+	0,  // 3: vfbroker.v1.VF.state:type_name -> vfbroker.v1.FunctionState
+	7,  // 4: vfbroker.v1.VF.drift:type_name -> vfbroker.v1.Drift
+	26, // 5: vfbroker.v1.Drift.since:type_name -> google.protobuf.Timestamp
+	1,  // 6: vfbroker.v1.AcquireRequest.shim:type_name -> vfbroker.v1.ShimWish
+	27, // 7: vfbroker.v1.AcquireRequest.duration:type_name -> google.protobuf.Duration
+	23, // 8: vfbroker.v1.AcquireResponse.lease:type_name -> vfbroker.v1.Lease
+	21, // 9: vfbroker.v1.ReleaseRequest.generation:type_name -> vfbroker.v1.Generation
+	23, // 10: vfbroker.v1.ReleaseResponse.lease:type_name -> vfbroker.v1.Lease
+	21, // 11: vfbroker.v1.RenewRequest.generation:type_name -> vfbroker.v1.Generation
+	27, // 12: vfbroker.v1.RenewRequest.duration:type_name -> google.protobuf.Duration
+	23, // 13: vfbroker.v1.RenewResponse.lease:type_name -> vfbroker.v1.Lease
+	6,  // 14: vfbroker.v1.ClearResponse.vf:type_name -> vfbroker.v1.VF
+	23, // 15: vfbroker.v1.LeasesResponse.leases:type_name -> vfbroker.v1.Lease
+	27, // 16: vfbroker.v1.StepTime.duration:type_name -> google.protobuf.Duration
+	21, // 17: vfbroker.v1.Lease.generation:type_name -> vfbroker.v1.Generation
+	2,  // 18: vfbroker.v1.Lease.state:type_name -> vfbroker.v1.LeaseState
+	26, // 19: vfbroker.v1.Lease.created:type_name -> google.protobuf.Timestamp
+	22, // 20: vfbroker.v1.Lease.steps:type_name -> vfbroker.v1.StepTime
+	26, // 21: vfbroker.v1.Lease.expires:type_name -> google.protobuf.Timestamp
+	26, // 22: vfbroker.v1.AuditRequest.since:type_name -> google.protobuf.Timestamp
+	3,  // 23: vfbroker.v1.Broker.Inventory:input_type -> vfbroker.v1.InventoryRequest
+	8,  // 24: vfbroker.v1.Broker.Carve:input_type -> vfbroker.v1.CarveRequest
+	10, // 25: vfbroker.v1.Broker.Acquire:input_type -> vfbroker.v1.AcquireRequest
+	12, // 26: vfbroker.v1.Broker.Release:input_type -> vfbroker.v1.ReleaseRequest
+	14, // 27: vfbroker.v1.Broker.Renew:input_type -> vfbroker.v1.RenewRequest
+	18, // 28: vfbroker.v1.Broker.GetLease:input_type -> vfbroker.v1.GetLeaseRequest
+	19, // 29: vfbroker.v1.Broker.Leases:input_type -> vfbroker.v1.LeasesRequest
+	16, // 30: vfbroker.v1.Broker.Clear:input_type -> vfbroker.v1.ClearRequest
+	24, // 31: vfbroker.v1.Broker.Audit:input_type -> vfbroker.v1.AuditRequest
+	4,  // 32: vfbroker.v1.Broker.Inventory:output_type -> vfbroker.v1.InventoryResponse
+	9,  // 33: vfbroker.v1.Broker.Carve:output_type -> vfbroker.v1.CarveResponse
+	11, // 34: vfbroker.v1.Broker.Acquire:output_type -> vfbroker.v1.AcquireResponse
+	13, // 35: vfbroker.v1.Broker.Release:output_type -> vfbroker.v1.ReleaseResponse
+	15, // 36: vfbroker.v1.Broker.Renew:output_type -> vfbroker.v1.RenewResponse
+	23, // 37: vfbroker.v1.Broker.GetLease:output_type -> vfbroker.v1.Lease
+	20, // 38: vfbroker.v1.Broker.Leases:output_type -> vfbroker.v1.LeasesResponse
+	17, // 39: vfbroker.v1.Broker.Clear:output_type -> vfbroker.v1.ClearResponse
+	25, // 40: vfbroker.v1.Broker.Audit:output_type -> vfbroker.v1.AuditResponse
+	32, // [32:41] is the sub-list for method output_type
+	23, // [23:32] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_broker_proto_init() }
@@ -1752,7 +2233,7 @@ func file_broker_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_proto_rawDesc), len(file_broker_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   18,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,9 +27,11 @@ const (
 	Broker_Carve_FullMethodName     = "/vfbroker.v1.Broker/Carve"
 	Broker_Acquire_FullMethodName   = "/vfbroker.v1.Broker/Acquire"
 	Broker_Release_FullMethodName   = "/vfbroker.v1.Broker/Release"
+	Broker_Renew_FullMethodName     = "/vfbroker.v1.Broker/Renew"
 	Broker_GetLease_FullMethodName  = "/vfbroker.v1.Broker/GetLease"
 	Broker_Leases_FullMethodName    = "/vfbroker.v1.Broker/Leases"
 	Broker_Clear_FullMethodName     = "/vfbroker.v1.Broker/Clear"
+	Broker_Audit_FullMethodName     = "/vfbroker.v1.Broker/Audit"
 )
 
 // BrokerClient is the client API for Broker service.
@@ -44,12 +46,16 @@ type BrokerClient interface {
 	Acquire(ctx context.Context, in *AcquireRequest, opts ...grpc.CallOption) (*AcquireResponse, error)
 	// Release takes the function of a lease back and scrubs it.
 	Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error)
+	// Renew gives an active lease another end. It writes nothing to the host.
+	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
 	// GetLease returns one lease.
 	GetLease(ctx context.Context, in *GetLeaseRequest, opts ...grpc.CallOption) (*Lease, error)
 	// Leases lists leases, newest first.
 	Leases(ctx context.Context, in *LeasesRequest, opts ...grpc.CallOption) (*LeasesResponse, error)
 	// Clear takes a VF out of quarantine, by a scrub that succeeds. Administrators only.
 	Clear(ctx context.Context, in *ClearRequest, opts ...grpc.CallOption) (*ClearResponse, error)
+	// Audit lists the records of the audit log that the broker keeps, oldest first. Administrators only.
+	Audit(ctx context.Context, in *AuditRequest, opts ...grpc.CallOption) (*AuditResponse, error)
 }
 
 type brokerClient struct {
@@ -100,6 +106,16 @@ func (c *brokerClient) Release(ctx context.Context, in *ReleaseRequest, opts ...
 	return out, nil
 }
 
+func (c *brokerClient) Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewResponse)
+	err := c.cc.Invoke(ctx, Broker_Renew_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *brokerClient) GetLease(ctx context.Context, in *GetLeaseRequest, opts ...grpc.CallOption) (*Lease, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Lease)
@@ -130,6 +146,16 @@ func (c *brokerClient) Clear(ctx context.Context, in *ClearRequest, opts ...grpc
 	return out, nil
 }
 
+func (c *brokerClient) Audit(ctx context.Context, in *AuditRequest, opts ...grpc.CallOption) (*AuditResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AuditResponse)
+	err := c.cc.Invoke(ctx, Broker_Audit_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // BrokerServer is the server API for Broker service.
 // All implementations must embed UnimplementedBrokerServer
 // for forward compatibility.
@@ -142,12 +168,16 @@ type BrokerServer interface {
 	Acquire(context.Context, *AcquireRequest) (*AcquireResponse, error)
 	// Release takes the function of a lease back and scrubs it.
 	Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error)
+	// Renew gives an active lease another end. It writes nothing to the host.
+	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
 	// GetLease returns one lease.
 	GetLease(context.Context, *GetLeaseRequest) (*Lease, error)
 	// Leases lists leases, newest first.
 	Leases(context.Context, *LeasesRequest) (*LeasesResponse, error)
 	// Clear takes a VF out of quarantine, by a scrub that succeeds. Administrators only.
 	Clear(context.Context, *ClearRequest) (*ClearResponse, error)
+	// Audit lists the records of the audit log that the broker keeps, oldest first. Administrators only.
+	Audit(context.Context, *AuditRequest) (*AuditResponse, error)
 	mustEmbedUnimplementedBrokerServer()
 }
 
@@ -170,6 +200,9 @@ func (UnimplementedBrokerServer) Acquire(context.Context, *AcquireRequest) (*Acq
 func (UnimplementedBrokerServer) Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Release not implemented")
 }
+func (UnimplementedBrokerServer) Renew(context.Context, *RenewRequest) (*RenewResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
+}
 func (UnimplementedBrokerServer) GetLease(context.Context, *GetLeaseRequest) (*Lease, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetLease not implemented")
 }
@@ -178,6 +211,9 @@ func (UnimplementedBrokerServer) Leases(context.Context, *LeasesRequest) (*Lease
 }
 func (UnimplementedBrokerServer) Clear(context.Context, *ClearRequest) (*ClearResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Clear not implemented")
+}
+func (UnimplementedBrokerServer) Audit(context.Context, *AuditRequest) (*AuditResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Audit not implemented")
 }
 func (UnimplementedBrokerServer) mustEmbedUnimplementedBrokerServer() {}
 func (UnimplementedBrokerServer) testEmbeddedByValue()                {}
@@ -272,6 +308,24 @@ func _Broker_Release_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Broker_Renew_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BrokerServer).Renew(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Broker_Renew_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BrokerServer).Renew(ctx, req.(*RenewRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Broker_GetLease_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetLeaseRequest)
 	if err := dec(in); err != nil {
@@ -326,6 +380,24 @@ func _Broker_Clear_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Broker_Audit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AuditRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BrokerServer).Audit(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Broker_Audit_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BrokerServer).Audit(ctx, req.(*AuditRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Broker_ServiceDesc is the grpc.ServiceDesc for Broker service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -350,6 +422,10 @@ var Broker_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Broker_Release_Handler,
 		},
 		{
+			MethodName: "Renew",
+			Handler:    _Broker_Renew_Handler,
+		},
+		{
 			MethodName: "GetLease",
 			Handler:    _Broker_GetLease_Handler,
 		},
@@ -360,6 +436,10 @@ var Broker_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Clear",
 			Handler:    _Broker_Clear_Handler,
+		},
+		{
+			MethodName: "Audit",
+			Handler:    _Broker_Audit_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -7,6 +7,8 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"vfbroker/broker"
 )
@@ -40,6 +42,7 @@ var required = map[protoreflect.Name][]protoreflect.Name{
 	"ClearRequest":    {"request_id", "function"},
 	"AcquireRequest":  {"request_id", "guest"},
 	"ReleaseRequest":  {"request_id", "lease_id", "generation"},
+	"RenewRequest":    {"request_id", "lease_id", "generation", "duration"}, // who forgets it does not mean "for good"
 	"Generation":      {"epoch", "counter"},
 	"GetLeaseRequest": {"lease_id"},
 }
@@ -70,7 +73,7 @@ func checkField(f protoreflect.FieldDescriptor, v protoreflect.Value, name strin
 	}
 	switch f.Kind() {
 	case protoreflect.MessageKind:
-		return checkMessage(v.Message(), name+".")
+		return checkNested(v.Message(), name)
 	case protoreflect.StringKind:
 		return checkString(f.Name(), v.String(), name)
 	case protoreflect.Int32Kind:
@@ -81,6 +84,25 @@ func checkField(f protoreflect.FieldDescriptor, v protoreflect.Value, name strin
 		if f.Enum().Values().ByNumber(v.Enum()) == nil {
 			return invalid(name, fmt.Sprintf("has the unknown value %d", v.Enum()))
 		}
+	}
+	return nil
+}
+
+// checkNested checks a message in a request. Those of times have rules of their own.
+func checkNested(m protoreflect.Message, name string) error {
+	var err error
+	switch v := m.Interface().(type) {
+	case *durationpb.Duration:
+		if err = v.CheckValid(); err == nil && v.AsDuration() < 0 {
+			return invalid(name, fmt.Sprintf("is %s, want 0 and up", v.AsDuration()))
+		}
+	case *timestamppb.Timestamp:
+		err = v.CheckValid()
+	default:
+		return checkMessage(m, name+".")
+	}
+	if err != nil {
+		return invalid(name, "is out of its range")
 	}
 	return nil
 }

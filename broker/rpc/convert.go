@@ -1,6 +1,8 @@
 package rpc
 
 import (
+	"time"
+
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -42,6 +44,7 @@ func requestOf(r *pb.AcquireRequest) broker.Request {
 		MaxRate:   int(r.MaxRateMbps),
 		Trust:     r.Trust,
 		Shim:      shimWishes[r.Shim],
+		Duration:  r.Duration.AsDuration(),
 	}
 }
 
@@ -50,6 +53,16 @@ func generationOf(g *pb.Generation) broker.Generation {
 }
 
 // leaseProto is a lease as clients see it: not the plan, which is the host's business.
+func (s *service) leaseProto(l broker.Lease) *pb.Lease {
+	out := leaseProto(l)
+	// Its end is a time since boot; a lease that is being released has had it.
+	if left, ok := s.broker.Remaining(l); ok && l.State != broker.Releasing {
+		out.Expires = timestamppb.New(time.Now().Add(left).Round(time.Second))
+	}
+	return out
+}
+
+// leaseProto is a lease but for its end.
 func leaseProto(l broker.Lease) *pb.Lease {
 	out := &pb.Lease{
 		Id:          string(l.ID),
@@ -66,6 +79,7 @@ func leaseProto(l broker.Lease) *pb.Lease {
 		Unsupported: l.Unsupported,
 		Target:      string(l.Target),
 		Created:     timestamppb.New(l.Created),
+		CallerUid:   uint32(l.CallerUID),
 	}
 	for _, s := range l.Steps {
 		out.Steps = append(out.Steps, &pb.StepTime{Name: string(s.Name), Duration: durationpb.New(s.Duration)})
@@ -80,10 +94,18 @@ func planProto(l broker.Lease) *pb.Lease {
 	return out
 }
 
-func leaseProtos(leases []broker.Lease) []*pb.Lease {
+func (s *service) leaseProtos(leases []broker.Lease) []*pb.Lease {
 	out := make([]*pb.Lease, 0, len(leases))
 	for _, l := range leases {
-		out = append(out, leaseProto(l))
+		out = append(out, s.leaseProto(l))
+	}
+	return out
+}
+
+func driftProtos(drift []broker.Drift) (out []*pb.Drift) {
+	for _, d := range drift {
+		out = append(out, &pb.Drift{Kind: string(d.Kind), Want: d.Want, Found: d.Found,
+			Since: timestamppb.New(d.Since), Repairs: int32(d.Repairs), GivenUp: d.GivenUp})
 	}
 	return out
 }
@@ -102,6 +124,7 @@ func pfProto(p broker.PFView, vfs []*pb.VF) *pb.PF {
 		Up:       p.Up,
 		Managed:  p.Managed,
 		Vfs:      vfs,
+		Drift:    driftProtos(p.Drift),
 	}
 }
 
@@ -118,6 +141,7 @@ func vfProtos(views []broker.VFView) []*pb.VF {
 		vf.State = functionStates[v.State]
 		vf.Reason = v.Reason
 		vf.LeaseId = string(v.Lease)
+		vf.Drift = driftProtos(v.Drift)
 		if v.Group >= 0 { // absent, not zero
 			groups[i] = int32(v.Group)
 			vf.IommuGroup = &groups[i]

@@ -11,11 +11,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"vfbroker/broker"
 	pb "vfbroker/broker/brokerpb"
@@ -126,6 +129,15 @@ func TestCheck(t *testing.T) {
 		{"release without a generation", &pb.ReleaseRequest{RequestId: "1", LeaseId: "x"}, "field generation is missing"},
 		{"release without an epoch", &pb.ReleaseRequest{RequestId: "1", LeaseId: "x", Generation: &pb.Generation{Counter: 1}}, "field generation.epoch is missing"},
 		{"release with a long epoch", &pb.ReleaseRequest{RequestId: "1", LeaseId: "x", Generation: &pb.Generation{Epoch: strings.Repeat("e", 65), Counter: 1}}, "field generation.epoch has 65 bytes"},
+		{"renew", &pb.RenewRequest{RequestId: "1", LeaseId: "x", Generation: generation, Duration: durationpb.New(1500 * time.Millisecond)}, ""},
+		{"renew for good", &pb.RenewRequest{RequestId: "1", LeaseId: "x", Generation: generation, Duration: durationpb.New(0)}, ""},
+		{"renew without a duration", &pb.RenewRequest{RequestId: "1", LeaseId: "x", Generation: generation}, "field duration is missing"},
+		{"renew for less than nothing", &pb.RenewRequest{RequestId: "1", LeaseId: "x", Generation: generation, Duration: durationpb.New(-time.Second)}, "field duration is -1s, want 0 and up"},
+		{"malformed duration", &pb.AcquireRequest{RequestId: "1", Guest: "a", Duration: &durationpb.Duration{Seconds: 1, Nanos: -1}}, "field duration is out of its range"},
+		{"endless duration", &pb.AcquireRequest{RequestId: "1", Guest: "a", Duration: &durationpb.Duration{Seconds: 1 << 62}}, "field duration is out of its range"},
+		{"audit", &pb.AuditRequest{Function: "mac:52:54:00:0a:00:01/0", Tenant: "1000", Since: timestamppb.Now()}, ""},
+		{"audit since never", &pb.AuditRequest{Since: &timestamppb.Timestamp{Nanos: -1}}, "field since is out of its range"},
+		{"audit of a long tenant", &pb.AuditRequest{Tenant: strings.Repeat("a", 257)}, "field tenant has 257 bytes"},
 		{"get", &pb.GetLeaseRequest{}, "field lease_id is missing"},
 		{"page", &pb.LeasesRequest{PageSize: 1000}, ""},
 		{"big page", &pb.LeasesRequest{PageSize: 1001}, "field page_size is 1001, want 0 to 1000"},

@@ -16,6 +16,7 @@ import (
 	"vfbroker/broker"
 	pb "vfbroker/broker/brokerpb"
 	"vfbroker/broker/rpc"
+	"vfbroker/sriov/sysfs"
 	"vfbroker/test/fakehost"
 	"vfbroker/test/fakehv"
 )
@@ -30,7 +31,9 @@ type rig struct {
 	broker *broker.Broker
 	server *rpc.Server
 	served chan error
+	host   *fakehost.Host
 	hv     *fakehv.Hypervisor
+	events chan sysfs.Uevent // of the host
 
 	mu    sync.Mutex
 	calls []string
@@ -40,7 +43,7 @@ func newRig(t *testing.T, change ...func(*rpc.Options)) *rig {
 	t.Helper()
 	host := fakehost.New(t, "igb-pair")
 	host.SetUp(host.PF("52:54:00:0a:00:01"), true)
-	r := &rig{t: t, hv: fakehv.New(host), served: make(chan error, 1)}
+	r := &rig{t: t, host: host, hv: fakehv.New(host), served: make(chan error, 1), events: make(chan sysfs.Uevent, 1)}
 	r.hv.Start("a")
 	dir := t.TempDir()
 	store, err := broker.OpenJournal(filepath.Join(dir, "journal.db"))
@@ -58,8 +61,9 @@ func newRig(t *testing.T, change ...func(*rpc.Options)) *rig {
 			}
 			return broker.GuestConfig{ID: id, Target: broker.KVM, OwnerUID: 1000}, nil
 		},
-		Policy: broker.Policy{PFs: []broker.PFPolicy{{PF: pfID, VFs: &seven}}},
-		Limits: broker.Limits{Look: time.Second, Retry: 10 * time.Millisecond, Unplug: time.Hour},
+		Policy:  broker.Policy{PFs: []broker.PFPolicy{{PF: pfID, VFs: &seven}}},
+		Limits:  broker.Limits{Look: time.Second, Retry: 10 * time.Millisecond, Unplug: time.Hour, Drift: time.Millisecond},
+		Uevents: r.events,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -55,11 +55,11 @@ func (s *service) Acquire(ctx context.Context, r *pb.AcquireRequest) (*pb.Acquir
 		return nil, err
 	}
 	if r.DryRun {
-		planned, _, err := s.broker.Plan(ctx, caller, requestOf(r))
+		planned, writes, err := s.broker.Plan(ctx, caller, requestOf(r))
 		if err != nil {
 			return nil, err
 		}
-		return &pb.AcquireResponse{Lease: planProto(planned)}, nil
+		return &pb.AcquireResponse{Lease: planProto(planned), Writes: writes}, nil
 	}
 	if err := s.mutable("lend to guest", r.Guest); err != nil {
 		return nil, err
@@ -68,7 +68,7 @@ func (s *service) Acquire(ctx context.Context, r *pb.AcquireRequest) (*pb.Acquir
 	if err != nil {
 		return nil, err
 	}
-	return &pb.AcquireResponse{Lease: leaseProto(lease)}, nil
+	return &pb.AcquireResponse{Lease: s.leaseProto(lease)}, nil
 }
 
 func (s *service) Release(ctx context.Context, r *pb.ReleaseRequest) (*pb.ReleaseResponse, error) {
@@ -76,22 +76,55 @@ func (s *service) Release(ctx context.Context, r *pb.ReleaseRequest) (*pb.Releas
 	if err != nil {
 		return nil, err
 	}
+	request := broker.ReleaseRequest{RequestID: r.RequestId, LeaseID: broker.LeaseID(r.LeaseId), Generation: generationOf(r.Generation)}
+	if r.DryRun {
+		lease, writes, err := s.broker.PlanRelease(caller, request)
+		if err != nil {
+			return nil, err
+		}
+		return &pb.ReleaseResponse{Lease: s.leaseProto(lease), Writes: writes}, nil
+	}
 	if err := s.mutable("release lease", r.LeaseId); err != nil {
 		return nil, err
 	}
-	lease, err := s.broker.Release(ctx, caller, broker.ReleaseRequest{
+	lease, err := s.broker.Release(ctx, caller, request)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ReleaseResponse{Lease: s.leaseProto(lease)}, nil
+}
+
+func (s *service) Renew(ctx context.Context, r *pb.RenewRequest) (*pb.RenewResponse, error) {
+	caller, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !r.DryRun {
+		if err := s.mutable("renew lease", r.LeaseId); err != nil {
+			return nil, err
+		}
+	}
+	lease, err := s.broker.Renew(ctx, caller, broker.RenewRequest{
 		RequestID: r.RequestId, LeaseID: broker.LeaseID(r.LeaseId), Generation: generationOf(r.Generation),
+		Duration: r.Duration.AsDuration(), DryRun: r.DryRun,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &pb.ReleaseResponse{Lease: leaseProto(lease)}, nil
+	return &pb.RenewResponse{Lease: s.leaseProto(lease)}, nil
 }
 
 func (s *service) Clear(ctx context.Context, r *pb.ClearRequest) (*pb.ClearResponse, error) {
 	caller, err := callerOf(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if r.DryRun {
+		view, writes, err := s.broker.PlanClear(caller, r.Function)
+		if err != nil {
+			return nil, err
+		}
+		return &pb.ClearResponse{Vf: vfProtos([]broker.VFView{view})[0], Writes: writes}, nil
 	}
 	if err := s.mutable("clear function", r.Function); err != nil {
 		return nil, err
@@ -112,7 +145,7 @@ func (s *service) GetLease(ctx context.Context, r *pb.GetLeaseRequest) (*pb.Leas
 	if err != nil {
 		return nil, err
 	}
-	return leaseProto(lease), nil
+	return s.leaseProto(lease), nil
 }
 
 func (s *service) Leases(ctx context.Context, r *pb.LeasesRequest) (*pb.LeasesResponse, error) {
@@ -126,5 +159,25 @@ func (s *service) Leases(ctx context.Context, r *pb.LeasesRequest) (*pb.LeasesRe
 	if err != nil {
 		return nil, err
 	}
-	return &pb.LeasesResponse{Leases: leaseProtos(leases), NextPageToken: next}, nil
+	return &pb.LeasesResponse{Leases: s.leaseProtos(leases), NextPageToken: next}, nil
+}
+
+func (s *service) Audit(ctx context.Context, r *pb.AuditRequest) (*pb.AuditResponse, error) {
+	caller, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	filter := broker.AuditFilter{Function: r.Function, Tenant: r.Tenant}
+	if r.Since != nil {
+		filter.Since = r.Since.AsTime()
+	}
+	lines, head, next, err := s.broker.Audit(caller, filter, broker.Page{Size: int(r.PageSize), Token: r.PageToken})
+	if err != nil {
+		return nil, err
+	}
+	out := &pb.AuditResponse{Head: head, NextPageToken: next}
+	for _, l := range lines {
+		out.Records = append(out.Records, string(l.Text))
+	}
+	return out, nil
 }
