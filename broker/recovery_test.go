@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync"
@@ -93,11 +94,24 @@ func newLarge(tb testing.TB) *large {
 	for g := range largeGuests {
 		l.hv.Start(guestNumber(g))
 	}
+	l.useJournal(tb)
 	br := l.open(tb)
 	l.lendAll(tb, br, "first")
 	l.close(tb, br)
 	l.commits.Store(0)
 	return l
+}
+
+// useJournal makes a journal that is not new: with it nothing is known of any function, and all are scrubbed first.
+func (l *large) useJournal(tb testing.TB) {
+	tb.Helper()
+	s, err := broker.OpenJournal(l.journal)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := errors.Join(s.Commit(tb.Context(), broker.Batch{}), s.Close()); err != nil {
+		tb.Fatal(err)
+	}
 }
 
 func guestNumber(n int) broker.GuestID { return broker.GuestID(fmt.Sprint("guest", n)) }
