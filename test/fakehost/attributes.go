@@ -224,6 +224,9 @@ func (a attributes) set(pf sriov.PF, vf int, m message) error {
 		return err
 	}
 	d.sriov.vfs[vf] = next
+	if d.netdev.up { // net/core/dev.c netdev_state_change
+		a.h.emitLink(d)
+	}
 	return nil
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/tools/txtar"
 
+	"vfbroker/sriov"
 	"vfbroker/sriov/pci"
 	"vfbroker/sriov/sysfs"
 )
@@ -52,7 +53,8 @@ type Host struct {
 	broken   map[string]syscall.Errno // by path, as given
 	log      []Effect
 
-	watchers []chan sysfs.Uevent
+	watchers     []chan sysfs.Uevent
+	linkWatchers []chan sriov.LinkEvent
 }
 
 var _ sysfs.FS = (*Host)(nil)

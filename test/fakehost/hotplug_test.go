@@ -3,6 +3,7 @@ package fakehost_test
 import (
 	"errors"
 	"io/fs"
+	"net"
 	"strings"
 	"syscall"
 	"testing"
@@ -228,5 +229,48 @@ func TestUeventsLost(t *testing.T) {
 	h.LoseUevents()
 	if e := <-narrow; !e.Lost {
 		t.Errorf("after LoseUevents: %+v", e)
+	}
+}
+
+func TestLinks(t *testing.T) {
+	t.Parallel()
+	h := fakehost.New(t, "igb-pair")
+	if err := h.Write(numvfs, "1"); err != nil {
+		t.Fatal(err)
+	}
+	pf, err := sriov.ReadPF(h, pci.Addr{Bus: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := func(attributes sriov.Attributes, mac byte) {
+		t.Helper()
+		if _, err := attributes.Set(t.Context(), pf, 0, sriov.VFAttrs{MAC: net.HardwareAddr{2, 0, 0, 0, 0, mac}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.SetUp(pf.Addr, true)
+	narrow, wide := h.Links(1), h.Links(100)
+	set(h.Attributes(), 1)
+	set(h.AttributesBehind(), 2)
+	h.SetUp(pf.Addr, false)
+	set(h.AttributesBehind(), 3) // a PF that is down says nothing
+	about := sriov.LinkEvent{Index: pf.Ifindex, Netdev: pf.Netdev}
+	for i, want := range []sriov.LinkEvent{about, about, about} {
+		if got := <-wide; got != want {
+			t.Errorf("message %d: %+v, want %+v", i, got, want)
+		}
+	}
+	if first, second := <-narrow, <-narrow; first != about || second != (sriov.LinkEvent{Lost: true}) {
+		t.Errorf("a stream of one: %+v and %+v", first, second)
+	}
+	if _, err := h.Attributes().Set(t.Context(), pf, 0, sriov.VFAttrs{MAC: net.HardwareAddr{1, 0, 0, 0, 0, 1}}); err == nil {
+		t.Error("a multicast address was set")
+	}
+	if len(narrow)+len(wide) > 0 {
+		t.Errorf("%d messages too many", len(narrow)+len(wide))
+	}
+	h.LoseLinks()
+	if e := <-narrow; !e.Lost {
+		t.Errorf("after LoseLinks: %+v", e)
 	}
 }

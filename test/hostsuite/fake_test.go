@@ -47,8 +47,10 @@ func open(t *testing.T, fake *fakehost.Host, pf, ordinary pci.Addr, host hostsui
 	if err := fake.Behind().Write(pf.Dir()+"/sriov_numvfs", "0"); err != nil {
 		t.Fatal(err)
 	}
+	fake.SetUp(pf, true)
 	host.FS, host.Attributes, host.PF, host.Ordinary = fake, fake.Attributes(), pf, ordinary
 	host.Uevents = func(context.Context) (<-chan sysfs.Uevent, error) { return fake.Uevents(100), nil }
+	host.Links = func(context.Context) (<-chan sriov.LinkEvent, error) { return fake.Links(100), nil }
 	host.SetUp = func(_ *testing.T, up bool) { fake.SetUp(pf, up) }
 	host.Partial = func(_ *testing.T, n int) { fake.Partial(pf, n) }
 	return host

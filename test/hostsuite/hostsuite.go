@@ -29,6 +29,7 @@ type Host struct {
 	FS         sysfs.FS
 	Attributes sriov.Attributes
 	Uevents    func(ctx context.Context) (<-chan sysfs.Uevent, error)
+	Links      func(ctx context.Context) (<-chan sriov.LinkEvent, error)
 
 	PF       pci.Addr // may be carved, has a driver and at least 4 VFs to offer
 	Ordinary pci.Addr // a function without SR-IOV and without function reset
@@ -66,6 +67,7 @@ func Run(t *testing.T, open func(t *testing.T) Host) {
 		{"attributes", testAttributes},
 		{"attribute limits", testAttributeLimits},
 		{"VF's own address", testOwnAddress},
+		{"links", testLinks}, // while the link has been up for a time, so that nothing else tells of it
 		{"PF down", testPFDown},
 		{"device node", testNode},
 		{"numvfs rules", testNumVFsRules},

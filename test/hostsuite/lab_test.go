@@ -44,7 +44,7 @@ func TestKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	host := hostsuite.Host{
-		FS: tree, Attributes: attributes, Uevents: sysfs.Watch,
+		FS: tree, Attributes: attributes, Uevents: sysfs.Watch, Links: sriov.WatchLinks,
 		Ordinary: pci.Addr{}, // the chipset's host bridge
 		VFDriver: "igbvf", IsNetPF: true, Isolated: true,
 		Unsupported: []string{sriov.AttrLinkState}, Mailbox: true,
