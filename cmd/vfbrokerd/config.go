@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -20,6 +21,7 @@ type config struct {
 	SocketGroup   string                 `yaml:"socket_group"`   // may connect beside root; "": nobody else
 	StateDir      string                 `yaml:"state_dir"`      // holds the journal
 	MetricsSocket string                 `yaml:"metrics_socket"` // HTTP; "": none
+	LeaseGrace    time.Duration          `yaml:"lease_grace"`    // after a lease's end, in which it can still be renewed; as Go writes it, "30s"
 	Log           logConfig              `yaml:"log"`
 	PFs           []pfConfig             `yaml:"pfs"`        // the allow-list: no other device is written to
 	Guests        map[string]guestConfig `yaml:"guests"`     // by id
@@ -37,6 +39,7 @@ type pfConfig struct {
 	VFs    *int   `yaml:"vfs"`     // carve at start; absent: leave as it is
 	MaxVFs int    `yaml:"max_vfs"` // 0: what the hardware offers
 	Trust  bool   `yaml:"trust"`   // requests may ask for a trusted VF
+	Drift  string `yaml:"drift"`   // what others changed of its VFs is only reported ("report", the default), or set right ("repair")
 }
 
 // guestConfig is what the administrator says of a guest.
@@ -46,13 +49,26 @@ type guestConfig struct {
 	CID      uint32        `yaml:"cid"`       // vsock context id; 0: none
 	OwnerUID int           `yaml:"owner_uid"` // the user that may lend to it, beside root
 	Shim     bool          `yaml:"shim"`      // readiness is asked of the guest's shim
+
+	// OnRestart says whether its leases end with it ("end", the default), or wait for it to come back ("keep").
+	OnRestart string `yaml:"on_restart"`
 }
+
+// The values of drift and of on_restart.
+const (
+	driftReport, driftRepair = "report", "repair"
+	restartEnd, restartKeep  = "end", "keep"
+)
+
+// maxGrace is the longest lease_grace: no lease is longer.
+const maxGrace = 8784 * time.Hour
 
 func defaultConfig() config {
 	return config{
 		Socket:        "/run/vfbroker/vfbroker.sock",
 		StateDir:      "/var/lib/vfbroker",
 		MetricsSocket: "/run/vfbroker/metrics.sock",
+		LeaseGrace:    30 * time.Second,
 		Log:           logConfig{Format: "text", Level: "info"},
 	}
 }
@@ -117,6 +133,9 @@ func (c *config) check() error {
 	if _, err := c.Log.level(); err != nil {
 		bad("log.level: %q, want debug, info, warn or error", c.Log.Level)
 	}
+	if c.LeaseGrace < 0 || c.LeaseGrace > maxGrace {
+		bad("lease_grace: %s, want 0s to %s", c.LeaseGrace, maxGrace)
+	}
 	seen := map[string]bool{}
 	for i, p := range c.PFs {
 		if err := p.check(seen); err != nil {
@@ -138,6 +157,8 @@ func (p pfConfig) check(seen map[string]bool) error {
 		return fmt.Errorf("vfs: %d, want 0 to %d", *p.VFs, maxVFs)
 	case p.VFs != nil && p.MaxVFs > 0 && *p.VFs > p.MaxVFs:
 		return fmt.Errorf("vfs: %d is more than max_vfs, %d", *p.VFs, p.MaxVFs)
+	case !slices.Contains([]string{"", driftReport, driftRepair}, p.Drift):
+		return fmt.Errorf("drift: %q, want %s or %s", p.Drift, driftReport, driftRepair)
 	}
 	seen[p.PF] = true
 	return nil
@@ -148,9 +169,9 @@ const maxVFs = 1<<16 - 1
 
 // policy is the broker's form of the allow-list.
 func (c *config) policy() broker.Policy {
-	var p broker.Policy
+	p := broker.Policy{Grace: c.LeaseGrace}
 	for _, pf := range c.PFs {
-		p.PFs = append(p.PFs, broker.PFPolicy{PF: pf.PF, VFs: pf.VFs, MaxVFs: pf.MaxVFs, Trust: pf.Trust})
+		p.PFs = append(p.PFs, broker.PFPolicy{PF: pf.PF, VFs: pf.VFs, MaxVFs: pf.MaxVFs, Trust: pf.Trust, Repair: pf.Drift == driftRepair})
 	}
 	return p
 }

@@ -6,8 +6,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"vfbroker/broker"
 )
@@ -44,6 +48,9 @@ func TestGuestsDirectory(t *testing.T) {
 	dir := privateDir(t)
 	const good = "target: kvm\nqmp: /run/g.qmp\ncid: 7\nowner_uid: 1000\nshim: true\n"
 	writeFile(t, filepath.Join(dir, "good.yaml"), good, 0o640)
+	writeFile(t, filepath.Join(dir, "kept.yaml"), good+"on_restart: keep\n", 0o600)
+	writeFile(t, filepath.Join(dir, "ended.yaml"), good+"on_restart: end\n", 0o600)
+	writeFile(t, filepath.Join(dir, "restart.yaml"), good+"on_restart: maybe\n", 0o600)
 	writeFile(t, filepath.Join(dir, "open.yaml"), good, 0o666)
 	writeFile(t, filepath.Join(dir, "unknown.yaml"), good+"mem: 4\n", 0o600)
 	writeFile(t, filepath.Join(dir, "target.yaml"), "target: xen\nqmp: /run/g.qmp\n", 0o600)
@@ -69,6 +76,7 @@ func TestGuestsDirectory(t *testing.T) {
 		{"open", broker.ErrUnavailable, "can be written by others (mode 0666), chmod go-w it"},
 		{"unknown", broker.ErrUnavailable, "line 6: unknown key mem"},
 		{"target", broker.ErrUnavailable, `target: "xen", want kvm`},
+		{"restart", broker.ErrUnavailable, `on_restart: "maybe", want end or keep`},
 		{"link", broker.ErrUnavailable, "too many levels of symbolic links"},
 		{"dir", broker.ErrUnavailable, "is not a regular file"},
 	} {
@@ -85,11 +93,89 @@ func TestGuestsDirectory(t *testing.T) {
 	if err != nil || got != want {
 		t.Errorf("guest %+v, %v, want %+v", got, err, want)
 	}
+	for id, keep := range map[broker.GuestID]bool{"good": false, "ended": false, "kept": true} {
+		if got, err := c.guest(id); err != nil || got.Keep != keep {
+			t.Errorf("guest %s keeps its leases: %v, %v, want %v", id, got.Keep, err, keep)
+		}
+	}
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.guest("good"); !errors.Is(err, broker.ErrUnavailable) || !strings.Contains(err.Error(), "chmod go-w") {
 		t.Errorf("a guest in a directory that anybody can write to: %v", err)
+	}
+}
+
+func TestListGuests(t *testing.T) {
+	t.Parallel()
+	dir := privateDir(t)
+	c := config{GuestsDir: filepath.Join(dir, "absent"), Guests: map[string]guestConfig{"b": {}, "a": {}}}
+	want := []broker.GuestID{"a", "b"}
+	if got, err := c.listGuests(); err != nil || !slices.Equal(got, want) {
+		t.Errorf("without a directory: %v, %v, want %v", got, err, want)
+	}
+	c.GuestsDir = dir
+	for _, name := range []string{"d.yaml", "c.yaml", "a.yaml", "notes.txt", ".hidden.yaml", "d.yaml.bak"} {
+		writeFile(t, filepath.Join(dir, name), "", 0o600)
+	}
+	want = append(want, "c", "d")
+	if got, err := c.listGuests(); err != nil || !slices.Equal(got, want) {
+		t.Errorf("%v, %v, want %v", got, err, want)
+	}
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.listGuests()
+	if !errors.Is(err, broker.ErrUnavailable) || !strings.Contains(err.Error(), "chmod go-w") || !slices.Equal(got, want[:2]) {
+		t.Errorf("a directory that anybody can write to: %v, %v, want %v and why the others are not there", got, err, want[:2])
+	}
+}
+
+// What is listed is bounded, and that something is left out is told.
+func TestListIsBounded(t *testing.T) {
+	t.Parallel()
+	dir := privateDir(t)
+	for _, name := range []string{"a", "b", "c"} {
+		writeFile(t, filepath.Join(dir, name), "", 0o600)
+	}
+	if names, err := listDir(dir, 3); err != nil || !slices.Equal(names, []string{"a", "b", "c"}) {
+		t.Errorf("3 of at most 3: %v, %v", names, err)
+	}
+	if names, err := listDir(dir, 2); err == nil || !strings.Contains(err.Error(), "more than 2 files; move away") || len(names) != 2 {
+		t.Errorf("3 of at most 2: %v, %v", names, err)
+	}
+}
+
+func TestPolicy(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]broker.Policy{
+		"":                                {Grace: 30 * time.Second},
+		"lease_grace: 1m30s":              {Grace: 90 * time.Second},
+		"lease_grace: 0s":                 {},
+		"pfs: [{pf: a}]\nlease_grace: 0s": {PFs: []broker.PFPolicy{{PF: "a"}}},
+		"pfs: [{pf: a, drift: report}]\nlease_grace: 0s": {PFs: []broker.PFPolicy{{PF: "a"}}},
+		"pfs: [{pf: a, drift: repair}]\nlease_grace: 0s": {PFs: []broker.PFPolicy{{PF: "a", Repair: true}}},
+	} {
+		c, err := parseConfig(strings.NewReader(text), "test")
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+			continue
+		}
+		if diff := cmp.Diff(want, c.policy()); diff != "" {
+			t.Errorf("%q (-want +got):\n%s", text, diff)
+		}
+	}
+	for text, want := range map[string]string{
+		"lease_grace: -1s":             "lease_grace: -1s, want 0s to",
+		"lease_grace: 9000h":           "lease_grace: 9000h0m0s, want 0s to",
+		"lease_grace: 30":              "line 1: cannot unmarshal",
+		"lease_grace: soon":            "line 1: cannot unmarshal",
+		"pfs: [{pf: a, drift: fight}]": `pfs[0]: drift: "fight", want report or repair`,
+		"guests: {a: {target: kvm, qmp: /a, on_restart: Keep}}": `on_restart: "Keep", want end or keep`,
+	} {
+		if _, err := parseConfig(strings.NewReader(text), "test"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
 	}
 }
 

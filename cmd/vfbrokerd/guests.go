@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,8 @@ func (g guestConfig) check() error {
 		return errors.New("shim: needs a cid, through which the shim is reached")
 	case g.OwnerUID < 0:
 		return fmt.Errorf("owner_uid: %d, want 0 and up", g.OwnerUID)
+	case !slices.Contains([]string{"", restartEnd, restartKeep}, g.OnRestart):
+		return fmt.Errorf("on_restart: %q, want %s or %s", g.OnRestart, restartEnd, restartKeep)
 	}
 	return nil
 }
@@ -71,7 +74,63 @@ func (c *config) guest(id broker.GuestID) (broker.GuestConfig, error) {
 			return broker.GuestConfig{}, err
 		}
 	}
-	return broker.GuestConfig{ID: id, Target: g.Target, QMP: g.QMP, CID: g.CID, OwnerUID: g.OwnerUID, Shim: g.Shim}, nil
+	return broker.GuestConfig{ID: id, Target: g.Target, QMP: g.QMP, CID: g.CID, OwnerUID: g.OwnerUID, Shim: g.Shim,
+		Keep: g.OnRestart == restartKeep}, nil
+}
+
+// maxListed is how many files of the guests directory are listed.
+const maxListed = 4096
+
+// listGuests names every configured guest, those of the file first. Whether a file of
+// the guests directory is to be believed is seen when it is read. An error comes with the guests that are known.
+func (c *config) listGuests() ([]broker.GuestID, error) {
+	var ids []broker.GuestID
+	for _, id := range slices.Sorted(maps.Keys(c.Guests)) {
+		ids = append(ids, broker.GuestID(id))
+	}
+	if c.GuestsDir == "" {
+		return ids, nil
+	}
+	names, err := listDir(c.GuestsDir, maxListed)
+	if errors.Is(err, fs.ErrNotExist) {
+		return ids, nil // it may be made later
+	}
+	for _, name := range names {
+		id, isGuest := strings.CutSuffix(name, ".yaml")
+		if _, known := c.Guests[id]; known || !isGuest || !broker.ValidGuestID(broker.GuestID(id)) {
+			continue
+		}
+		ids = append(ids, broker.GuestID(id))
+	}
+	if err != nil {
+		err = fmt.Errorf("list guests of %s: %w: %w", c.GuestsDir, broker.ErrUnavailable, err)
+	}
+	return ids, err
+}
+
+// listDir lists up to most files of a directory that is to be believed, by name. An error comes with what was read.
+func listDir(dir string, most int) ([]string, error) {
+	info, err := os.Stat(dir)
+	if err == nil {
+		err = trusted(dir, info)
+	}
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(most + 1)
+	switch {
+	case errors.Is(err, io.EOF):
+		err = nil
+	case len(names) > most:
+		names, err = names[:most], fmt.Errorf("it holds more than %d files; move away what is not used any more", most)
+	}
+	slices.Sort(names)
+	return names, err
 }
 
 // readGuest reads dir/<id>.yaml. A file that another user could have written is not believed.

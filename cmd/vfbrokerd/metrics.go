@@ -56,7 +56,7 @@ func (m *metrics) onStep(step broker.StepName, d time.Duration) {
 // onCall counts a call of the API, unless it only asks.
 func (m *metrics) onCall(method, result string) {
 	switch method {
-	case "Acquire", "Release", "Carve":
+	case "Acquire", "Release", "Renew", "Carve", "Clear":
 		m.operations.WithLabelValues(strings.ToLower(method), strings.ToLower(result)).Inc()
 	}
 }
@@ -66,7 +66,15 @@ var (
 		"Functions of the host, by PF and state.", []string{"pf", "state"}, nil)
 	leasesDesc = prometheus.NewDesc("vfbroker_leases",
 		"Leases that hold a function, by state.", []string{"state"}, nil)
+	driftDesc = prometheus.NewDesc("vfbroker_drift",
+		"PFs and VFs that differ from what the broker set, by PF and kind; none where nothing differs or is looked for.", []string{"pf", "kind"}, nil)
+	// In OpenMetrics a counter's _total is no part of its name, which must not be the gauge's.
+	driftSeenDesc = prometheus.NewDesc("vfbroker_drift_seen_total",
+		"Differences from what the broker set that were seen since the daemon began, by kind.", []string{"kind"}, nil)
 )
+
+// driftKinds are all there are.
+var driftKinds = [...]broker.DriftKind{broker.DriftNumVFs, broker.DriftGone, broker.DriftDriver, broker.DriftIsolation, broker.DriftAttributes}
 
 // functionCollector reports the broker's counts of the moment.
 type functionCollector struct{ m *metrics }
@@ -75,6 +83,8 @@ type functionCollector struct{ m *metrics }
 func (functionCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- functionsDesc
 	ch <- leasesDesc
+	ch <- driftDesc
+	ch <- driftSeenDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -91,6 +101,14 @@ func (c functionCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, state := range []broker.LeaseState{broker.Pending, broker.Active, broker.Releasing} {
 		ch <- prometheus.MustNewConstMetric(leasesDesc, prometheus.GaugeValue, float64(stats.Leases[state]), string(state))
+	}
+	for pf, kinds := range stats.Drift {
+		for kind, n := range kinds {
+			ch <- prometheus.MustNewConstMetric(driftDesc, prometheus.GaugeValue, float64(n), pf, string(kind))
+		}
+	}
+	for _, kind := range driftKinds {
+		ch <- prometheus.MustNewConstMetric(driftSeenDesc, prometheus.CounterValue, float64(stats.Drifted[kind]), string(kind))
 	}
 }
 

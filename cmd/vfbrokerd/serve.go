@@ -49,7 +49,7 @@ func serve(ctx context.Context, c config, root string, log *slog.Logger) error {
 		return err
 	}
 	b, err := broker.Open(ctx, broker.Options{
-		FS: h.fs, Attributes: h.attributes, Store: store, Hypervisors: h.hypervisors, Guests: c.guest,
+		FS: h.fs, Attributes: h.attributes, Store: store, Hypervisors: h.hypervisors, Guests: c.guest, ListGuests: c.listGuests,
 		Policy: c.policy(), Uevents: h.uevents, Log: log, OnStep: m.onStep,
 	})
 	if err != nil {
