@@ -35,6 +35,7 @@ type Options struct {
 	Policy      Policy
 	ListGuests  func() ([]GuestID, error) // every configured one; nil: none are known beside those of the leases
 	Uevents     <-chan sysfs.Uevent       // nil: the inventory changes by our own writes only
+	Links       <-chan sriov.LinkEvent    // nil: what others set of a PF or its VFs is seen at a resync only
 	Log         *slog.Logger              // nil: discarded
 	Rand        io.Reader                 // nil: crypto/rand
 	OnStep      func(step StepName, d time.Duration)
@@ -157,7 +158,7 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 		b.workers.Go(func() { b.watchGuests(target, events[target]) })
 	}
 	b.workers.Go(b.watchEnds)
-	b.workers.Go(func() { b.watchHost(o.Uevents) })
+	b.workers.Go(func() { b.watchHost(o.Uevents, o.Links) })
 	return b, nil
 }
 

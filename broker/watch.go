@@ -39,7 +39,7 @@ func (b *Broker) concerned(target Target, ev Event) (found []*entry) {
 }
 
 // watchHost keeps the inventory by the kernel's events, and looks at everything now and then in case one was missed.
-func (b *Broker) watchHost(events <-chan sysfs.Uevent) {
+func (b *Broker) watchHost(events <-chan sysfs.Uevent, links <-chan sriov.LinkEvent) {
 	resync := time.NewTicker(b.limits.Resync)
 	defer resync.Stop()
 	for {
@@ -51,6 +51,12 @@ func (b *Broker) watchHost(events <-chan sysfs.Uevent) {
 				continue
 			}
 			err = b.onUevent(ev)
+		case ev, open := <-links:
+			if !open {
+				links = nil
+				continue
+			}
+			err = b.onLink(ev)
 		case <-resync.C:
 			err = b.resync()
 		case <-b.ctx.Done():
@@ -69,6 +75,27 @@ func (b *Broker) onUevent(ev sysfs.Uevent) error {
 	case ev.Subsystem == "pci" || ev.Subsystem == "net":
 		return b.refresh(ev)
 	}
+	return nil
+}
+
+// onLink follows a PF's interface, up and down, and the attributes that are set through it.
+func (b *Broker) onLink(ev sriov.LinkEvent) error {
+	if ev.Lost {
+		return b.resync()
+	}
+	b.mu.look()
+	var id string
+	for _, p := range b.inv.pfs {
+		if p.pf.Ifindex == ev.Index && p.present {
+			id = p.id()
+		}
+	}
+	b.mu.Unlock()
+	if id == "" {
+		return nil // no PF's, or one that moved to another namespace, of which there are uevents
+	}
+	b.setUp(id, b.netdevUp(ev.Netdev))
+	b.changed(id)
 	return nil
 }
 

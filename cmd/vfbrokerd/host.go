@@ -22,6 +22,7 @@ type host struct {
 	attributes  sriov.Attributes
 	hypervisors map[broker.Target]broker.Hypervisor
 	uevents     <-chan sysfs.Uevent
+	links       <-chan sriov.LinkEvent
 	describe    func(broker.PFView, *pb.PF)
 	readOnly    string // why nothing may be changed; "": it may
 }
@@ -46,12 +47,17 @@ func openHost(ctx context.Context, root string, c *config, log *slog.Logger) (ho
 	if err != nil {
 		return host{}, fmt.Errorf("open host: %w", err)
 	}
+	links, err := sriov.WatchLinks(ctx)
+	if err != nil {
+		return host{}, fmt.Errorf("open host: %w", err)
+	}
 	loadVFIO(ctx, fs, log)
 	return host{
 		fs:          fs,
 		attributes:  attributes,
 		hypervisors: map[broker.Target]broker.Hypervisor{broker.KVM: kvm.New(fs, c.guest, log)},
 		uevents:     uevents,
+		links:       links,
 		describe:    describer{fs, log}.describe,
 	}, nil
 }

@@ -50,7 +50,7 @@ func serve(ctx context.Context, c config, root string, log *slog.Logger) error {
 	}
 	b, err := broker.Open(ctx, broker.Options{
 		FS: h.fs, Attributes: h.attributes, Store: store, Hypervisors: h.hypervisors, Guests: c.guest, ListGuests: c.listGuests,
-		Policy: c.policy(), Uevents: h.uevents, Log: log, OnStep: m.onStep,
+		Policy: c.policy(), Uevents: h.uevents, Links: h.links, Log: log, OnStep: m.onStep,
 	})
 	if err != nil {
 		return fmt.Errorf("start broker: %w", err)
