@@ -104,7 +104,7 @@ func (h *Hypervisor) takeNode(ctx context.Context, addr pci.Addr) error {
 	case ctx.Err() != nil:
 		return fmt.Errorf("take function %s from vfio-pci: %w", addr, err)
 	case err != nil:
-		return fmt.Errorf("take function %s from vfio-pci: a process has %s open: end it, or detach the function from it", addr, node)
+		return fmt.Errorf("take function %s from vfio-pci: %s has %s open: end it, or detach the function from it", addr, holderOf(h.fs, node), node)
 	}
 	return nil
 }
