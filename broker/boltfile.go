@@ -21,8 +21,9 @@ type boltFile struct {
 	*bolt.DB
 	file     *os.File
 	info     fs.FileInfo
-	contents       // as it was opened
-	readOnly error // why it is open for reading only; nil: it is not
+	contents          // as it was opened
+	journal  *Journal // what was read then, until it was told or changed
+	readOnly error    // why it is open for reading only; nil: it is not
 }
 
 // openBoltFile opens a file that is there and looks at all of it, before anything is written to it.
@@ -57,7 +58,8 @@ func (f *boltFile) check() error {
 				return err
 			}
 			f.contents = c
-			_, err = loadJournal(tx)
+			j, err := loadJournal(tx)
+			f.journal = &j
 			return err
 		})
 		if err != nil || f.readOnly != nil {

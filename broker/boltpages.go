@@ -38,9 +38,10 @@ type boltMeta struct {
 
 // pageCheck walks the pages of the newest transaction.
 type pageCheck struct {
-	r    io.ReaderAt
-	meta boltMeta
-	seen map[uint64]bool // pages that are in use or free
+	r     io.ReaderAt
+	meta  boltMeta
+	seen  map[uint64]bool // pages that are in use or free
+	spare [][]byte        // for the next pages
 }
 
 // checkPages looks at every page that the newest transaction of a bbolt file uses: each
@@ -119,7 +120,11 @@ func (c *pageCheck) page(id uint64) (b []byte, flags uint16, err error) {
 	if id < 2 || id >= c.meta.high {
 		return nil, 0, damaged("page %d is named, of %d", id, c.meta.high)
 	}
-	b = make([]byte, size)
+	if n := len(c.spare); n > 0 {
+		b, c.spare = c.spare[n-1], c.spare[:n-1]
+	} else {
+		b = make([]byte, size)
+	}
 	if _, err := c.r.ReadAt(b, int64(id)*size); err != nil {
 		return nil, 0, fmt.Errorf("read page %d: %w", id, err)
 	}
@@ -152,6 +157,7 @@ func (c *pageCheck) tree(id uint64, low, high []byte) error {
 	if err != nil {
 		return err
 	}
+	defer func() { c.spare = append(c.spare, b[:c.meta.pageSize]) }()
 	switch flags {
 	case flagLeaf:
 		return c.leaf(id, b, low, high)
@@ -171,16 +177,16 @@ func (c *pageCheck) branch(id uint64, b, low, high []byte) error {
 		return damaged("page %d is a branch to nowhere", id)
 	}
 	order := binary.NativeEndian
-	keys, children := make([][]byte, elements), make([]uint64, elements)
+	keys, children, least := make([][]byte, elements), make([]uint64, elements), low
 	for i := range keys {
 		e := pageHeader + i*pageElement
 		if keys[i], err = pagePiece(id, b, e, uint64(order.Uint32(b[e:])), uint64(order.Uint32(b[e+4:]))); err != nil {
 			return err
 		}
-		children[i] = order.Uint64(b[e+8:])
-	}
-	if err := inOrder(id, keys, low, high); err != nil {
-		return err
+		if children[i] = order.Uint64(b[e+8:]); !inOrder(keys[i], least, high, i == 0) {
+			return damaged("page %d has keys out of order", id)
+		}
+		least = keys[i]
 	}
 	for i, child := range children {
 		next := high
@@ -200,17 +206,21 @@ func (c *pageCheck) leaf(id uint64, b, low, high []byte) error {
 		return err
 	}
 	order := binary.NativeEndian
-	keys := make([][]byte, elements)
-	for i := range keys {
+	for i := range elements {
 		e := pageHeader + i*pageElement
 		at, keySize := uint64(order.Uint32(b[e+4:])), uint64(order.Uint32(b[e+8:]))
-		if keys[i], err = pagePiece(id, b, e, at, keySize); err != nil {
+		key, err := pagePiece(id, b, e, at, keySize)
+		if err != nil {
 			return err
 		}
 		value, err := pagePiece(id, b, e, at+keySize, uint64(order.Uint32(b[e+12:])))
 		if err != nil {
 			return err
 		}
+		if !inOrder(key, low, high, i == 0) {
+			return damaged("page %d has keys out of order", id)
+		}
+		low = key
 		switch flags := order.Uint32(b[e:]); flags {
 		case 0:
 		case flagBucket:
@@ -221,7 +231,7 @@ func (c *pageCheck) leaf(id uint64, b, low, high []byte) error {
 			return damaged("page %d has an element of kind %#x", id, flags)
 		}
 	}
-	return inOrder(id, keys, low, high)
+	return nil
 }
 
 // bucket checks a bucket's tree, which may be a page inside the value itself.
@@ -284,14 +294,8 @@ func pagePiece(id uint64, b []byte, element int, at, size uint64) ([]byte, error
 	return b[from : from+size], nil
 }
 
-func inOrder(id uint64, keys [][]byte, low, high []byte) error {
-	for i, k := range keys {
-		if i > 0 {
-			low = keys[i-1]
-		}
-		if c := bytes.Compare(low, k); c > 0 || c == 0 && i > 0 || high != nil && bytes.Compare(k, high) >= 0 {
-			return damaged("page %d has keys out of order", id)
-		}
-	}
-	return nil
+// inOrder says whether a key comes after the one before, or the first one not before low, and before high (nil: no bound).
+func inOrder(key, low, high []byte, first bool) bool {
+	c := bytes.Compare(low, key)
+	return (c < 0 || c == 0 && first) && (high == nil || bytes.Compare(key, high) < 0)
 }

@@ -94,6 +94,10 @@ func (s *JournalFile) Load() (j Journal, err error) {
 	if s.db == nil && s.has.new {
 		return Journal{New: true, Epoch: s.has.epoch}, nil
 	}
+	if s.db != nil && s.db.journal != nil {
+		j, s.db.journal = *s.db.journal, nil
+		return j, nil
+	}
 	err = s.view(func(tx *bolt.Tx) (err error) {
 		j, err = loadJournal(tx)
 		return err
@@ -176,6 +180,9 @@ func (s *JournalFile) write(group []*commit) error {
 	defer s.writer.Unlock()
 	err := s.ready()
 	if err == nil {
+		s.use.Lock()
+		s.db.journal = nil
+		s.use.Unlock()
 		err = s.update(group)
 	}
 	s.use.Lock()
