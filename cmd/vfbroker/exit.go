@@ -29,12 +29,12 @@ var exits = []struct {
 	meaning string
 }{
 	{0, nil, "done"},
-	{1, nil, "failed for another reason; or doctor found something that fails"},
+	{1, nil, "failed for another reason; or doctor found something that fails, or audit verify that the log was changed"},
 	{2, nil, "wrong command line"},
 	{3, broker.ErrNoCapacity, "no capacity: no free VF fits the request"},
 	{4, broker.ErrNotIsolated, "not isolated: the IOMMU does not keep the function apart"},
 	{5, broker.ErrNotFound, "not found: no such PF, VF, guest or lease"},
-	{6, broker.ErrConflict, "conflict: stale generation, reused request id, or VFs in use"},
+	{6, broker.ErrConflict, "conflict: stale generation, reused request id, VFs in use, or a lease that has ended"},
 	{7, broker.ErrGuestNotReady, "guest not ready: its monitor does not answer, or it is stopped"},
 	{8, broker.ErrGuestRefused, "guest refused unplug"},
 	{9, broker.ErrQuarantined, "quarantined: the function could not be cleared"},

@@ -15,7 +15,7 @@ func newInventory(o *options) *cobra.Command {
 		Use:   "inventory [PF]",
 		Short: "list the PFs of this host with their VFs",
 		Long: `Lists the PFs of this host with their VFs, or one PF, named by its identity, an
-alias, its netdev or its PCI address. With -o name: the functions, one a line.`,
+alias, its netdev or its PCI address. DRIFT is what somebody else changed; vfbroker drift says more of it. With -o name: the functions, one a line.`,
 		Args: func(_ *cobra.Command, given []string) error {
 			if len(given) > 1 {
 				return usagef("read arguments: unexpected %q", given[1])
@@ -56,19 +56,19 @@ func (o *options) inventory(ctx context.Context, request *pb.InventoryRequest) (
 
 func inventoryView(r *pb.InventoryResponse) view {
 	v := view{message: r, table: func(w io.Writer) {
-		row(w, "PF", "ADDRESS", "NETDEV", "DRIVER", "VFS", "LINK", "NUMA", "MANAGED", "DEVICE")
+		row(w, "PF", "ADDRESS", "NETDEV", "DRIVER", "VFS", "LINK", "NUMA", "MANAGED", "DRIFT", "DEVICE")
 		for _, p := range r.Pfs {
 			row(w, p.Id, p.Address, p.Netdev, p.Driver, fmt.Sprintf("%d of %d", p.NumVfs, p.TotalVfs),
-				choose(p.Up, "up", "down"), optional(p.NumaNode), choose(p.Managed, "yes", "no"), deviceName(p))
+				choose(p.Up, "up", "down"), optional(p.NumaNode), choose(p.Managed, "yes", "no"), driftKinds(p.Drift), deviceName(p))
 		}
 		for _, p := range r.Pfs {
 			if len(p.Vfs) == 0 {
 				continue
 			}
 			fmt.Fprintln(w)
-			row(w, "FUNCTION", "ADDRESS", "DRIVER", "GROUP", "STATE", "LEASE", "REASON")
+			row(w, "FUNCTION", "ADDRESS", "DRIVER", "GROUP", "STATE", "LEASE", "DRIFT", "REASON")
 			for _, f := range p.Vfs {
-				row(w, f.Function, f.Address, f.Driver, optional(f.IommuGroup), state(f.State), f.LeaseId, f.Reason)
+				row(w, f.Function, f.Address, f.Driver, optional(f.IommuGroup), state(f.State), f.LeaseId, driftKinds(f.Drift), f.Reason)
 			}
 		}
 	}}

@@ -17,6 +17,8 @@ func newLease(o *options) *cobra.Command {
 		Use:   "lease LEASE",
 		Short: "show one lease",
 		Args:  args("LEASE"),
+
+		ValidArgsFunction: o.completeLeases,
 		RunE: func(cmd *cobra.Command, given []string) error {
 			id, _, _ := strings.Cut(given[0], "@")
 			var lease *pb.Lease
@@ -27,7 +29,7 @@ func newLease(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return o.print(cmd.OutOrStdout(), leaseView(lease))
+			return o.print(cmd.OutOrStdout(), leaseView(lease, time.Now()))
 		},
 	}
 }
@@ -40,7 +42,8 @@ func leaseName(l *pb.Lease) string {
 	return fmt.Sprintf("%s@%s.%d", l.Id, l.Generation.GetEpoch(), l.Generation.GetCounter())
 }
 
-func leaseView(l *pb.Lease) view {
+// leaseView shows a lease as it is now.
+func leaseView(l *pb.Lease, now time.Time) view {
 	v := view{message: l, table: func(w io.Writer) {
 		for _, field := range []struct {
 			name, value string
@@ -52,11 +55,13 @@ func leaseView(l *pb.Lease) view {
 			{"address", l.GetAddress()},
 			{"slot", l.GetSlot()},
 			{"owner", l.GetOwner()},
+			{"caller", caller(l)},
 			{"mac", l.GetMac()},
 			{"vlan", vlan(l)},
 			{"reason", l.GetReason()},
 			{"unsupported", strings.Join(l.GetUnsupported(), ", ")},
 			{"created", created(l)},
+			{"expires", expires(l, now)},
 			{"steps", steps(l)},
 		} {
 			if field.value != "" {
@@ -77,6 +82,40 @@ func leaseState(l *pb.Lease) string {
 		return "" // of a dry run
 	}
 	return state(l.GetState())
+}
+
+// caller is the user who asked for a lease. A dry run's was not asked for.
+func caller(l *pb.Lease) string {
+	if l.GetId() == "" {
+		return ""
+	}
+	return fmt.Sprintf("uid %d", l.CallerUid)
+}
+
+// expires is when a lease ends, and in how long.
+func expires(l *pb.Lease, now time.Time) string {
+	if l.GetExpires() == nil {
+		return ""
+	}
+	left := remaining(l, now)
+	if left != over {
+		left = "in " + left
+	}
+	return localTime(l.Expires) + ", " + left
+}
+
+// over is said of a lease whose end has come: it can be renewed in the daemon's grace only.
+const over = "over"
+
+// remaining is how long a lease runs unless it is renewed; "": until it is released.
+func remaining(l *pb.Lease, now time.Time) string {
+	if l.GetExpires() == nil {
+		return ""
+	}
+	if left := l.Expires.AsTime().Sub(now); left > 0 {
+		return left.Round(time.Second).String()
+	}
+	return over
 }
 
 func vlan(l *pb.Lease) string {

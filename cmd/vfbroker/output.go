@@ -17,15 +17,34 @@ import (
 // line, for scripts.
 type view struct {
 	message proto.Message
+	text    []byte // JSON, in the place of a message
 	table   func(w io.Writer)
 	names   []string
+}
+
+// planView is what a dry run found: what it is about, and what would be done to the host and the guest.
+func planView(message proto.Message, what view, writes []string) view {
+	return view{message: message, names: what.names, table: func(w io.Writer) {
+		what.table(w)
+		if len(writes) == 0 {
+			fmt.Fprintln(w, "nothing would be done to the host or the guest")
+			return
+		}
+		fmt.Fprintln(w, "this would be done")
+		for _, line := range writes {
+			fmt.Fprintf(w, "  %s\n", oneLine(line))
+		}
+	}}
 }
 
 // print writes a view in the format that was asked for.
 func (o *options) print(w io.Writer, v view) error {
 	switch o.output {
 	case "json", "yaml":
-		text, err := protoJSON(v.message)
+		text, err := v.text, error(nil)
+		if v.message != nil {
+			text, err = protoJSON(v.message)
+		}
 		if err != nil {
 			return err
 		}

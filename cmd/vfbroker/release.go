@@ -5,6 +5,7 @@ import (
 	"context"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -19,35 +20,46 @@ func newRelease(o *options) *cobra.Command {
 		Short: "take the VF of a lease back",
 		Long: `Takes the VF of a lease back from its guest, resets and clears it, and returns
 when it is in the pool again. The generation proves that this lease is meant and not a later one: name it as acquire and leases
-print it, LEASE@GENERATION, or with --generation.`,
-		Args: args("LEASE"),
-		RunE: func(cmd *cobra.Command, given []string) error {
-			lease, inline, _ := strings.Cut(given[0], "@")
-			if inline != "" && generation != "" && inline != generation {
-				return usagef("read arguments: two generations, %s and %s", inline, generation)
-			}
-			g, err := parseGeneration(cmp.Or(inline, generation))
+print it, LEASE@GENERATION, or with --generation. With --dry-run: what would be done on the host and the guest; nothing is changed.`,
+		Args:              args("LEASE"),
+		ValidArgsFunction: o.completeLeases,
+		RunE: func(cmd *cobra.Command, given []string) (err error) {
+			r.LeaseId, r.Generation, err = parseLease(given[0], generation)
 			if err != nil {
 				return err
 			}
-			r.LeaseId, r.Generation, r.RequestId = lease, g, requestID(r.RequestId)
-			done := progress(cmd.ErrOrStderr(), "release "+lease)
-			var released *pb.Lease
-			err = o.call(cmd.Context(), func(ctx context.Context, c pb.BrokerClient) error {
-				reply, err := c.Release(ctx, r)
-				released = reply.GetLease()
+			r.RequestId = requestID(r.RequestId)
+			done := progress(cmd.ErrOrStderr(), "release "+r.LeaseId)
+			var reply *pb.ReleaseResponse
+			err = o.call(cmd.Context(), func(ctx context.Context, c pb.BrokerClient) (err error) {
+				reply, err = c.Release(ctx, r)
 				return err
 			})
 			done()
 			if err != nil {
-				return waited(err, "release", lease, r.RequestId)
+				return waited(err, "release", r.LeaseId, r.RequestId)
 			}
-			return o.print(cmd.OutOrStdout(), leaseView(released))
+			lease := leaseView(reply.GetLease(), time.Now())
+			if r.DryRun {
+				lease = planView(reply, lease, reply.GetWrites())
+			}
+			return o.print(cmd.OutOrStdout(), lease)
 		},
 	}
 	cmd.Flags().StringVar(&generation, "generation", "", "generation of the lease: EPOCH.COUNTER")
+	cmd.Flags().BoolVar(&r.DryRun, "dry-run", false, "say what would be done, and do nothing")
 	cmd.Flags().StringVar(&r.RequestId, "request-id", "", "repeat this request (default a fresh one)")
 	return cmd
+}
+
+// parseLease reads LEASE@GENERATION, or LEASE with the generation apart.
+func parseLease(name, generation string) (string, *pb.Generation, error) {
+	lease, inline, _ := strings.Cut(name, "@")
+	if inline != "" && generation != "" && inline != generation {
+		return "", nil, usagef("read arguments: two generations, %s and %s", inline, generation)
+	}
+	g, err := parseGeneration(cmp.Or(inline, generation))
+	return lease, g, err
 }
 
 // parseGeneration reads EPOCH.COUNTER.

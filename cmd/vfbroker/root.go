@@ -54,10 +54,13 @@ func newRoot() *cobra.Command {
 	p.StringVarP(&o.output, "output", "o", "table", strings.Join(formats, ", "))
 	p.DurationVar(&o.timeout, "timeout", 2*time.Minute, "how long to wait for the answer")
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
-	cmd.AddCommand(newInventory(&o), newCarve(&o), newAcquire(&o), newRelease(&o), newLeases(&o), newLease(&o), newQuarantine(&o),
-		newDoctor(&o), newVersion())
+	cmd.AddCommand(newInventory(&o), newCarve(&o), newAcquire(&o), newRenew(&o), newRelease(&o), newLeases(&o), newLease(&o), newQuarantine(&o),
+		newDrift(&o), newAudit(&o), newDoctor(&o), newVersion())
 	for _, c := range cmd.Commands() {
 		for _, c := range append(c.Commands(), c) {
+			if c.ValidArgsFunction == nil {
+				c.ValidArgsFunction = cobra.NoFileCompletions
+			}
 			c.Long = strings.TrimSpace(cmp.Or(c.Long, c.Short) + "\n\n" + exitHelp())
 		}
 	}

@@ -96,27 +96,30 @@ func FuzzGeneration(f *testing.F) {
 func TestOutput(t *testing.T) {
 	t.Parallel()
 	group := int32(12)
+	now := time.Date(2026, 1, 31, 8, 0, 0, 0, time.UTC)
 	inventory := inventoryView(&pb.InventoryResponse{Pfs: []*pb.PF{{
 		Id: "mac:52:54:00:0a:00:01", Address: "0000:01:00.0", Netdev: "eth\x1b0", Driver: "igb", TotalVfs: 7, NumVfs: 1, Up: true,
+		Drift:      []*pb.Drift{{Kind: "numvfs"}},
 		VendorName: "Intel", DeviceName: "82576",
-		Vfs: []*pb.VF{{Function: "mac:52:54:00:0a:00:01/0", Address: "0000:01:10.0", IommuGroup: &group, State: pb.FunctionState_FUNCTION_STATE_FREE}},
+		Vfs: []*pb.VF{{Function: "mac:52:54:00:0a:00:01/0", Address: "0000:01:10.0", IommuGroup: &group, State: pb.FunctionState_FUNCTION_STATE_FREE,
+			Drift: []*pb.Drift{{Kind: "driver"}, {Kind: "attributes"}}}},
 	}}})
 	lease := leaseView(&pb.Lease{Id: "abc", Generation: &pb.Generation{Epoch: "e", Counter: 7}, State: pb.LeaseState_LEASE_STATE_ACTIVE,
-		Guest: "a", Steps: []*pb.StepTime{{Name: "attach", Duration: durationpb.New(1500 * time.Millisecond)}}})
-	plan := leaseView(&pb.Lease{Guest: "a", Function: "mac:52:54:00:0a:00:01/0"})
+		Guest: "a", Steps: []*pb.StepTime{{Name: "attach", Duration: durationpb.New(1500 * time.Millisecond)}}}, now)
+	plan := leaseView(&pb.Lease{Guest: "a", Function: "mac:52:54:00:0a:00:01/0"}, now)
 	for _, tc := range []struct {
 		name, format string
 		view         view
 		want         string
 	}{
-		{"inventory", "table", inventory, `PF                     ADDRESS       NETDEV  DRIVER  VFS     LINK  NUMA  MANAGED  DEVICE
-mac:52:54:00:0a:00:01  0000:01:00.0  eth�0   igb     1 of 7  up    -     no       Intel 82576
+		{"inventory", "table", inventory, `PF                     ADDRESS       NETDEV  DRIVER  VFS     LINK  NUMA  MANAGED  DRIFT   DEVICE
+mac:52:54:00:0a:00:01  0000:01:00.0  eth�0   igb     1 of 7  up    -     no       numvfs  Intel 82576
 
-FUNCTION                 ADDRESS       DRIVER  GROUP  STATE  LEASE  REASON
-mac:52:54:00:0a:00:01/0  0000:01:10.0  -       12     free   -      -
+FUNCTION                 ADDRESS       DRIVER  GROUP  STATE  LEASE  DRIFT              REASON
+mac:52:54:00:0a:00:01/0  0000:01:10.0  -       12     free   -      driver,attributes  -
 `},
 		{"inventory", "name", inventory, "mac:52:54:00:0a:00:01/0\n"},
-		{"lease", "table", lease, "lease  abc@e.7\nstate  active\nguest  a\nsteps  attach 1.5s\n"},
+		{"lease", "table", lease, "lease   abc@e.7\nstate   active\nguest   a\ncaller  uid 0\nsteps   attach 1.5s\n"},
 		{"lease", "name", lease, "abc@e.7\n"},
 		{"lease", "json", lease, `{
   "id": "abc",
@@ -140,7 +143,8 @@ mac:52:54:00:0a:00:01/0  0000:01:10.0  -       12     free   -      -
       "duration": "1.500s"
     }
   ],
-  "target": ""
+  "target": "",
+  "caller_uid": 0
 }
 `},
 		{"lease", "yaml", lease, `id: abc
@@ -161,6 +165,7 @@ steps:
   - name: attach
     duration: 1.500s
 target: ""
+caller_uid: 0
 `},
 		{"plan", "table", plan, "guest     a\nfunction  mac:52:54:00:0a:00:01/0\n"},
 		{"plan", "name", plan, "mac:52:54:00:0a:00:01/0\n"},
