@@ -50,6 +50,9 @@ func (b *Broker) Carve(ctx context.Context, c Caller, r CarveRequest) (CarveResu
 		return CarveResult{}, fmt.Errorf("carve PF %s: %w: %w", p.id(), ErrUnavailable, err)
 	}
 	res, err := b.beginCarve(p, r)
+	if err == nil && !r.DryRun && res.Before == res.After {
+		err = b.noteCount(ctx, p, res.After)
+	}
 	if err != nil || r.DryRun || res.Before == res.After {
 		return res, err
 	}
@@ -176,8 +179,15 @@ func (b *Broker) noteCarve(ctx context.Context, p *pfState, c *Carving, done *Ca
 	}
 	batch.PFs = []PFRecord{record}
 	b.mu.Unlock()
-	if err := b.commit(ctx, batch); err != nil {
-		return err
+	if c != nil { // a begin must be durable, or not be at all
+		if err := b.commit(ctx, batch); err != nil {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.owe(Batch{PFs: []PFRecord{p.record}})
+			return err
+		}
+	} else if err := b.commitOrOwe(ctx, batch); err != nil { // an end that is forgotten is found out by the next start
+		b.log.Error("journal: it is behind, and is written before anything is granted", "pf", p.id(), "err", err)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -192,10 +202,29 @@ func (b *Broker) noteCarve(ctx context.Context, p *pfState, c *Carving, done *Ca
 	return nil
 }
 
+// noteCount remembers the count that a PF has and should have.
+func (b *Broker) noteCount(ctx context.Context, p *pfState, n int) error {
+	b.mu.look()
+	record := p.record
+	b.mu.Unlock()
+	count := Carved{VFs: n, BootID: b.bootID}
+	if record.Carved != nil && *record.Carved == count {
+		return nil
+	}
+	record.Carved = &count
+	if err := b.commit(ctx, Batch{PFs: []PFRecord{record}}); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p.record.Carved = &count
+	return nil
+}
+
 // finishCarving goes on with the carves that a crash interrupted in this boot.
 // A carve is begun only while no lease holds a VF of the PF, so none can now. It runs before leases are
 // driven on: nobody else changes the inventory.
-func (b *Broker) finishCarving(ctx context.Context) error {
+func (b *Broker) finishCarving(ctx context.Context) {
 	for _, p := range b.allPFs() {
 		c := p.record.Carve
 		if c == nil || !p.present {
@@ -204,9 +233,7 @@ func (b *Broker) finishCarving(ctx context.Context) error {
 		err := errors.Join(p.mayHave(c.Want), p.mayLose())
 		if c.BootID != b.bootID || err != nil {
 			b.log.Warn("give up an interrupted carve", "pf", p.id(), "want", c.Want, "err", err)
-			if err := b.noteCarve(ctx, p, nil, nil); err != nil {
-				return err
-			}
+			b.noteCarve(ctx, p, nil, nil)
 			continue
 		}
 		res := CarveResult{PF: p.id(), Before: p.pf.NumVFs, After: c.Want}
@@ -214,7 +241,6 @@ func (b *Broker) finishCarving(ctx context.Context) error {
 			b.log.Error("finish carve", "pf", p.id(), "want", c.Want, "err", err)
 		}
 	}
-	return nil
 }
 
 // carveByPolicy brings each PF of the allow-list to the count that its policy
@@ -223,9 +249,12 @@ func (b *Broker) carveByPolicy(ctx context.Context) {
 	wanted := map[string]int{}
 	for _, p := range b.allPFs() {
 		b.mu.look()
-		n, known := p.wantVFs()
-		if known && p.policy != nil && p.present && (p.policy.VFs != nil || p.record.Carved.BootID != b.bootID) {
-			wanted[p.id()] = n
+		switch carved := p.record.Carved; {
+		case p.policy == nil || !p.present:
+		case p.policy.VFs != nil:
+			wanted[p.id()] = *p.policy.VFs
+		case carved != nil && carved.BootID != b.bootID:
+			wanted[p.id()] = carved.VFs
 		}
 		b.mu.Unlock()
 	}

@@ -158,13 +158,13 @@ func (b *Broker) isolated(l Lease) error {
 	return nil
 }
 
-// wantVFs is how many VFs a PF should have: by policy, else as of its last carve.
+// wantVFs is how many VFs a PF should have: as of its last carve, which the start makes one of by policy.
 func (p *pfState) wantVFs() (n int, known bool) {
 	switch {
-	case p.policy != nil && p.policy.VFs != nil:
-		return *p.policy.VFs, true
 	case p.record.Carved != nil:
 		return p.record.Carved.VFs, true
+	case p.policy != nil && p.policy.VFs != nil:
+		return *p.policy.VFs, true
 	}
 	return 0, false
 }

@@ -37,9 +37,7 @@ func (b *Broker) recover(ctx context.Context) error {
 	if err := b.endOldBoot(live); err != nil {
 		return err
 	}
-	if err := b.finishCarving(ctx); err != nil {
-		return err
-	}
+	b.finishCarving(ctx)
 	b.resume(live)
 	b.carveByPolicy(ctx)
 	for _, p := range b.allPFs() {
@@ -134,11 +132,7 @@ func (b *Broker) discover(ctx context.Context) error {
 	}
 	seen := map[string]bool{}
 	for _, pf := range pfs {
-		id, err := b.takeOver(ctx, read, pf, records)
-		if err != nil {
-			return err
-		}
-		seen[id] = true
+		seen[b.takeOver(ctx, read, pf, records)] = true
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -147,17 +141,17 @@ func (b *Broker) discover(ctx context.Context) error {
 }
 
 // takeOver puts what was read of a PF into the inventory, under the name that it was learned by.
-func (b *Broker) takeOver(ctx context.Context, read uint64, pf sriov.PF, records []PFRecord) (string, error) {
+func (b *Broker) takeOver(ctx context.Context, read uint64, pf sriov.PF, records []PFRecord) string {
 	record, changed := nameOf(pf, records)
 	if changed {
-		if err := b.commit(ctx, Batch{PFs: []PFRecord{record}}); err != nil {
-			return "", err
+		if err := b.commitOrOwe(ctx, Batch{PFs: []PFRecord{record}}); err != nil {
+			b.log.Error("journal: it is behind, and is written before anything is granted", "pf", record.ID, "err", err)
 		}
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.inv.update(read, pf, record, b.policyOf(pf, record))
-	return record.ID, nil
+	return record.ID
 }
 
 // policyOf finds the PF on the allow-list.
@@ -194,8 +188,8 @@ func (b *Broker) readPF(addr string) error {
 		return err
 	}
 	// Beside an error there may be the PF with those of its VFs that could be read.
-	_, takeErr := b.takeOver(b.ctx, read, pf, b.pfRecords())
-	return errors.Join(err, takeErr)
+	b.takeOver(b.ctx, read, pf, b.pfRecords())
+	return err
 }
 
 // relook reads anew whether the interfaces of the allow-list's PFs that were
