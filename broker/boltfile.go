@@ -26,15 +26,17 @@ type boltFile struct {
 	readOnly error    // why it is open for reading only; nil: it is not
 }
 
-// openBoltFile opens a file that is there and looks at all of it, before anything is written to it.
-func openBoltFile(path string) (*boltFile, error) {
-	if err := checkFile(path); err != nil {
+// openFile opens the file that is at path and looks at all of it, before anything is written to it.
+func (s *JournalFile) openFile() (f *boltFile, err error) {
+	if err := checkFile(s.path); err != nil {
 		return nil, err
 	}
-	f, err := openBolt(path, false)
+	if err = s.step("open"); err == nil {
+		f, err = openBolt(s.path, false)
+	}
 	if errors.Is(err, unix.EROFS) || errors.Is(err, fs.ErrPermission) {
 		why := err
-		if f, err = openBolt(path, true); err == nil {
+		if f, err = openBolt(s.path, true); err == nil {
 			f.readOnly = why
 		}
 	}

@@ -15,7 +15,7 @@ func (s *JournalFile) first() error {
 	at, err := os.Stat(s.path)
 	if err == nil {
 		var db *boltFile
-		if db, err = openBoltFile(s.path); err == nil {
+		if db, err = s.openFile(); err == nil {
 			s.take(db)
 			return nil
 		}
@@ -90,7 +90,7 @@ func (s *JournalFile) thaw() error {
 	case s.seen != nil && os.SameFile(at, s.seen) && at.Size() == s.seen.Size() && at.ModTime().Equal(s.seen.ModTime()):
 		return s.problem // no need to read it again
 	}
-	db, err := openBoltFile(s.path)
+	db, err := s.openFile()
 	if err != nil {
 		return s.unusable(at, err)
 	}
@@ -107,7 +107,7 @@ func (s *JournalFile) makeNew() error {
 	if err := s.replace(func(tx *bolt.Tx) error { return makeBuckets(tx, s.has.epoch) }); err != nil {
 		return fmt.Errorf("%w: make it: %w; nothing is granted until it can be written", ErrUnavailable, err)
 	}
-	db, err := openBoltFile(s.path)
+	db, err := s.openFile()
 	if err != nil {
 		return s.unusable(nil, err)
 	}
@@ -117,6 +117,9 @@ func (s *JournalFile) makeNew() error {
 
 // reopen looks whether a journal that could only be read can be written again.
 func (s *JournalFile) reopen() error {
+	if err := s.step("open"); err != nil {
+		return readOnly(err)
+	}
 	f, err := os.OpenFile(s.path, os.O_RDWR, 0)
 	if err != nil {
 		return readOnly(err)
@@ -149,13 +152,13 @@ func (s *JournalFile) rewrite() error {
 	if err != nil {
 		return fmt.Errorf("%w: it is to be written anew after an error of the disk: %w; nothing is granted until it can be", ErrUnavailable, err)
 	}
-	db, err := openBoltFile(s.path)
+	db, err := s.openFile()
 	if err != nil {
-		return fmt.Errorf("%w: it was written anew after an error of the disk: %w", ErrUnavailable, err)
+		return fmt.Errorf("%w: it was written anew after an error of the disk: %w; nothing is granted until it can be", ErrUnavailable, err)
 	}
 	if db.contents != now || db.readOnly != nil {
 		db.abandon()
-		return fmt.Errorf("%w: it was written anew after an error of the disk, and reads otherwise", ErrUnavailable)
+		return fmt.Errorf("%w: it was written anew after an error of the disk, and reads otherwise; nothing is granted until it does", ErrUnavailable)
 	}
 	s.take(db)
 	return nil

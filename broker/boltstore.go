@@ -198,13 +198,12 @@ func (s *JournalFile) write(group []*commit) error {
 func (s *JournalFile) update(group []*commit) error {
 	filled := false
 	err := guarded(func() error {
-		if err := s.step("write"); err != nil {
-			return err
-		}
 		err := s.db.Update(func(tx *bolt.Tx) error {
-			err := putGroup(tx, group)
-			filled = err == nil
-			return err
+			if err := putGroup(tx, group); err != nil {
+				return err
+			}
+			filled = true
+			return s.step("write")
 		})
 		if err != nil {
 			return err
