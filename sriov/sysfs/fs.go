@@ -32,5 +32,5 @@ type Info struct {
 }
 
 // MaxFile is the size in bytes over which ReadFile refuses a file. An attribute
-// file of sysfs is at most one page, and 4 KiB of config space is the largest binary file read here.
-const MaxFile = 64 << 10
+// file of sysfs is at most one page, config space is 4 KiB; the longest is the list of mounts of a host full of containers.
+const MaxFile = 1 << 20

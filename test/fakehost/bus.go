@@ -274,6 +274,7 @@ func (h *Host) plant() {
 	h.file("/sys/devices/virtual/net/lo/address", "00:00:00:00:00:00\n")
 	h.file("/sys/devices/virtual/net/lo/ifindex", "1\n")
 	h.link("/sys/class/net/lo", "/sys/devices/virtual/net/lo")
+	h.plantUse()
 	h.loadVFIO()
 }
 
