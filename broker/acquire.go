@@ -251,6 +251,9 @@ func (b *Broker) fill(ctx context.Context, l *Lease, id FunctionID) error {
 	if err := b.checkUp(pf, id); err != nil {
 		return err
 	}
+	if err := b.spare(pf, false); err != nil {
+		return fmt.Errorf("lend a function of %w", err)
+	}
 	vf, err := sriov.ReadVF(b.fs, pf, id.Index)
 	if err != nil {
 		return fmt.Errorf("read function %s: %w: %w: %w", id, ErrUnavailable, errChanged, err)

@@ -49,6 +49,9 @@ func (b *Broker) Carve(ctx context.Context, c Caller, r CarveRequest) (CarveResu
 	if err := b.readPF(addr.String()); err != nil {
 		return CarveResult{}, fmt.Errorf("carve PF %s: %w: %w", p.id(), ErrUnavailable, err)
 	}
+	if err := b.mayTouch(p, r.NumVFs); err != nil {
+		return CarveResult{}, err
+	}
 	res, err := b.beginCarve(p, r)
 	if err == nil && !r.DryRun && res.Before == res.After {
 		err = b.noteCount(ctx, p, res.After)
@@ -58,6 +61,20 @@ func (b *Broker) Carve(ctx context.Context, c Caller, r CarveRequest) (CarveResu
 	}
 	// What was begun is finished, whoever waits for it.
 	return res, b.carve(context.WithoutCancel(ctx), p, addr, &res)
+}
+
+// mayTouch says whether a carve may change the PF at all: what is not on the allow-list is refused as such first.
+func (b *Broker) mayTouch(p *pfState, n int) error {
+	b.mu.look()
+	pf, changes, listed := p.pf, p.pf.NumVFs != n, p.policy != nil
+	b.mu.Unlock()
+	if !changes || !listed {
+		return nil
+	}
+	if err := b.spare(pf, true); err != nil {
+		return fmt.Errorf("carve %w", err)
+	}
+	return nil
 }
 
 // noSuchPF says whether the device is unknown or only has no SR-IOV.

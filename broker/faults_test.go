@@ -261,6 +261,29 @@ func TestCarveRace(t *testing.T) {
 	}
 }
 
+// What the host itself uses is neither carved nor lent, whatever the allow-list says.
+func TestHostsOwnDevices(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	before := len(r.host.Writes())
+	r.host.DefaultRoute("eth0")
+	_, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "1", Guest: "a"})
+	if !errors.Is(err, broker.ErrDenied) || !strings.Contains(err.Error(), "default route") {
+		t.Errorf("lent from the NIC of the default route: %v", err)
+	}
+	carve := broker.CarveRequest{RequestID: "c", PF: r.pf, NumVFs: 3}
+	if _, err := r.Carve(t.Context(), root, carve); !errors.Is(err, broker.ErrDenied) || !strings.Contains(err.Error(), "eth0") {
+		t.Errorf("carved: %v", err)
+	}
+	if n := len(r.host.Writes()) - before; n != 0 {
+		t.Errorf("%d host writes", n)
+	}
+	r.host.DefaultRoute("")
+	if _, err := r.Carve(t.Context(), root, carve); err != nil {
+		t.Errorf("when it is not needed any more: %v", err)
+	}
+}
+
 // What a crash left of a carve is finished only where the policy still allows it.
 func TestInterruptedCarve(t *testing.T) {
 	t.Parallel()
