@@ -20,6 +20,7 @@ type config struct {
 	Socket        string                 `yaml:"socket"`         // of the API
 	SocketGroup   string                 `yaml:"socket_group"`   // may connect beside root; "": nobody else
 	StateDir      string                 `yaml:"state_dir"`      // holds the journal
+	AuditFile     string                 `yaml:"audit_file"`     // gets a copy of the audit log, one JSON record a line; "": none
 	MetricsSocket string                 `yaml:"metrics_socket"` // HTTP; "": none
 	LeaseGrace    time.Duration          `yaml:"lease_grace"`    // after a lease's end, in which it can still be renewed; as Go writes it, "30s"
 	Log           logConfig              `yaml:"log"`
@@ -115,8 +116,9 @@ func (c *config) check() error {
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	for _, p := range []struct{ key, path string }{
 		{"socket", c.Socket}, {"state_dir", c.StateDir}, {"metrics_socket", c.MetricsSocket}, {"guests_dir", c.GuestsDir},
+		{"audit_file", c.AuditFile},
 	} {
-		optional := p.key == "metrics_socket" || p.key == "guests_dir"
+		optional := p.key == "metrics_socket" || p.key == "guests_dir" || p.key == "audit_file"
 		if p.path == "" && optional {
 			continue
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -258,7 +259,7 @@ func TestJournalHeld(t *testing.T) {
 	t.Parallel()
 	dir := privateDir(t)
 	state := filepath.Join(dir, "state")
-	held, err := openJournal(state)
+	held, err := openJournal(config{StateDir: state}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

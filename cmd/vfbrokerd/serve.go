@@ -37,7 +37,7 @@ func serve(ctx context.Context, c config, root string, log *slog.Logger) error {
 		return err
 	}
 	defer lock.Close()
-	store, err := openJournal(c.StateDir)
+	store, err := openJournal(c, log)
 	if err != nil {
 		return err
 	}
@@ -89,16 +89,26 @@ func answer(ctx context.Context, s sockets, api *rpc.Server, m *metrics, log *sl
 	return g.Wait()
 }
 
-// openJournal opens the journal in dir, which it makes if need be.
-func openJournal(dir string) (broker.Store, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+// openJournal opens the journal in the state directory, which it makes if need be. One
+// that cannot be written keeps nothing from being read, released and shown: the daemon says so once and serves.
+func openJournal(c config, log *slog.Logger) (broker.Store, error) {
+	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
-	store, err := broker.OpenJournal(filepath.Join(dir, "journal.db"))
+	journal, err := broker.OpenJournal(filepath.Join(c.StateDir, "journal.db"))
 	if errors.Is(err, broker.ErrConflict) {
 		return nil, fmt.Errorf("%w: %w", errHeld, err)
 	}
-	return store, err
+	if err != nil {
+		return nil, err
+	}
+	if err := journal.Problem(); err != nil {
+		log.Error("nothing is granted until the journal can be written", "err", err)
+	}
+	if c.AuditFile == "" {
+		return journal, nil
+	}
+	return broker.CopyAudit(journal, c.AuditFile, log), nil
 }
 
 // errHeld says that another daemon holds the journal.
