@@ -166,6 +166,42 @@ func TestReset(t *testing.T) {
 	}
 }
 
+// A function without a method in use is refused before anything is written.
+func TestResetSwitchedOff(t *testing.T) {
+	t.Parallel()
+	host := fakehost.New(t, "cx6-pair")
+	vf := discover(t, host)[0].VFs[0].Addr
+	if err := host.Behind().Write(vf.Dir()+"/reset_method", "\n"); err != nil {
+		t.Fatal(err)
+	}
+	method, err := sriov.Reset(t.Context(), host, vf)
+	if method != "" || !errors.Is(err, sriov.ErrNoReset) || !strings.Contains(err.Error(), "reset_method is empty") {
+		t.Errorf("%q, %v, want ErrNoReset", method, err)
+	}
+	if len(host.Writes()) > 0 {
+		t.Errorf("it was written to: %v", host.Writes())
+	}
+}
+
+// A reset that the kernel calls a success leaves a function that reads as ones.
+func TestResetDies(t *testing.T) {
+	t.Parallel()
+	host := fakehost.New(t, "cx6-pair")
+	vf := discover(t, host)[0].VFs[0].Addr
+	host.OnWrite(func(_ fakehost.Effect, do func() error) error {
+		err := do()
+		host.Die(vf)
+		return err
+	})
+	method, err := sriov.Reset(t.Context(), host, vf)
+	if method != "flr" || err == nil || !strings.Contains(err.Error(), "reset function 0000:3b:00.2 by flr: it does not answer afterwards") {
+		t.Errorf("%q, %v, want an error that says so", method, err)
+	}
+	if writes := host.Writes(); len(writes) != 1 || writes[0].Err != nil {
+		t.Errorf("writes: %v, want one that succeeds", writes)
+	}
+}
+
 func TestCrossCheckDomain(t *testing.T) {
 	t.Parallel()
 	if _, _, err := sriov.CrossCheck(pci.Addr{Domain: 0x10000, Bus: 1}); err == nil || !strings.Contains(err.Error(), "four digits") {

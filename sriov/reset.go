@@ -15,6 +15,10 @@ import (
 // kernels before 5.15, which do not say. The kernel resets a bus only where the
 // function is alone on it. ErrNoReset: the function has no method.
 //
+// Functions whose reset is broken are the kernel's to know (drivers/pci/quirks.c,
+// quirk_no_flr and pci_dev_reset_methods): it takes the method away or puts its own in
+// its place, and reset_method shows what is left. No model with VFs is known that it leaves out.
+//
 // A driver that holds the function is told by the kernel; a guest that holds it
 // is not, so the caller knows that none does.
 func Reset(ctx context.Context, fs sysfs.FS, addr pci.Addr) (method string, err error) {
