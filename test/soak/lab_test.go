@@ -21,6 +21,7 @@ import (
 	pb "vfbroker/broker/brokerpb"
 	"vfbroker/sriov"
 	"vfbroker/sriov/sysfs"
+	"vfbroker/test/rig"
 )
 
 const (
@@ -36,9 +37,9 @@ const (
 
 // soak is the state of the test.
 type soak struct {
-	daemon *daemon
+	daemon *rig.Daemon
 	guest  *guest.Guest
-	shell  *shell
+	shell  *rig.Shell
 	pf     sriov.PF
 	result Result
 	before map[string]string // the host before the first cycle
@@ -88,28 +89,28 @@ func (s *soak) start(t *testing.T, out string) {
 	defer cancel()
 	s.findPF(ctx, t)
 	var err error
-	if s.daemon, err = newDaemon("/run/vfbroker-soak", filepath.Join(out, "vfbrokerd.log"), s.pf.ID); err != nil {
+	if s.daemon, err = rig.NewDaemon("/run/vfbroker-soak", filepath.Join(out, "vfbrokerd.log"), s.pf.ID); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.daemon.start(ctx); err != nil {
+	if err := s.daemon.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.daemon.stop() })
+	t.Cleanup(func() { s.daemon.Stop() })
 	carved, err := s.daemon.Carve(ctx, &pb.CarveRequest{RequestId: "soak-carve", Pf: s.pf.ID, NumVfs: labVFs})
 	if err != nil || carved.After != labVFs {
 		t.Fatalf("carve: %v, %v", carved, err)
 	}
 	s.guest, err = guest.Start(ctx, guest.Config{
-		ID: guestID, GuestsDir: s.daemon.guestsDir(), Kernel: "/lab/vmlinuz", Shim: program(t, "vfshim"), MemoryMiB: 256, Shell: true,
+		ID: guestID, GuestsDir: s.daemon.GuestsDir(), Kernel: "/lab/vmlinuz", Shim: program(t, "vfshim"), MemoryMiB: 256, Shell: true,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.guest.Stop() })
-	if s.shell, err = dialShell(s.guest.Shell()); err != nil {
+	if s.shell, err = rig.DialShell(s.guest.Shell()); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.shell.close() })
+	t.Cleanup(func() { s.shell.Close() })
 	if s.before, err = s.look(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +144,7 @@ func program(t *testing.T, name string) string {
 }
 
 func (s *soak) look(ctx context.Context) (map[string]string, error) {
-	return lookAt(ctx, s.pf.Addr.String(), s.pf.Netdev)
+	return rig.LookAt(ctx, s.pf.Addr.String(), s.pf.Netdev)
 }
 
 // process is what the daemon itself must not have more of.
@@ -153,10 +154,10 @@ type process struct {
 }
 
 func (s *soak) lookAtProcess(ctx context.Context) (p process, err error) {
-	if p.Descriptors, err = descriptors(s.daemon.pid()); err != nil {
+	if p.Descriptors, err = descriptors(s.daemon.PID()); err != nil {
 		return p, err
 	}
-	p.Goroutines, err = goroutines(ctx, s.daemon.metrics())
+	p.Goroutines, err = goroutines(ctx, s.daemon.Metrics())
 	return p, err
 }
 
@@ -170,7 +171,7 @@ func (s *soak) cycles(t *testing.T, n int) {
 	for i := 1; i <= n; i++ {
 		s.cycle(t, fmt.Sprintf("soak-%d", i))
 		s.result.Cycles = i
-		if s.result.RSSBytes.End, err = resident(s.daemon.pid()); err != nil {
+		if s.result.RSSBytes.End, err = resident(s.daemon.PID()); err != nil {
 			t.Fatal(err)
 		}
 		if i == s.result.RSSBytes.ReferenceCycle {
@@ -208,7 +209,7 @@ func (s *soak) lend(t *testing.T, requestID string) *pb.Lease {
 	if lease.State != pb.LeaseState_LEASE_STATE_ACTIVE {
 		t.Fatalf("acquired lease: %v", lease)
 	}
-	if has, err := s.shell.has(lease.Mac); err != nil || !has {
+	if has, err := s.shell.Has(lease.Mac); err != nil || !has {
 		t.Fatalf("the guest has an interface %s: %v, %v", lease.Mac, has, err)
 	}
 	return lease
@@ -229,7 +230,7 @@ func (s *soak) takeBack(t *testing.T, lease *pb.Lease) {
 	if reply.Lease.State != pb.LeaseState_LEASE_STATE_CLOSED {
 		t.Fatalf("released lease: %v", reply.Lease)
 	}
-	if has, err := s.shell.has(lease.Mac); err != nil || has {
+	if has, err := s.shell.Has(lease.Mac); err != nil || has {
 		t.Fatalf("after the release the guest has an interface %s: %v, %v", lease.Mac, has, err)
 	}
 }
@@ -262,7 +263,7 @@ func (s *soak) compareHost(t *testing.T) int {
 	if diff := cmp.Diff(s.before, host); diff != "" {
 		t.Errorf("host (-before +after):\n%s", diff)
 	}
-	return differences(s.before, host)
+	return rig.Differences(s.before, host)
 }
 
 // leases lists the live leases.
@@ -285,7 +286,7 @@ func (s *soak) idle(t *testing.T) {
 
 // quiet counts the context switches in each window.
 func (s *soak) quiet(t *testing.T, counts *Switches) {
-	s.daemon.disconnect()
+	s.daemon.Disconnect()
 	for range windows {
 		shim, daemon := s.switches(t)
 		// Nothing is waited for: the window is the measurement.
@@ -301,17 +302,17 @@ func (s *soak) quiet(t *testing.T, counts *Switches) {
 	if n := slices.Min(counts.Shim); n != 0 {
 		t.Errorf("an idle shim switched %d times in the quietest of %d windows of %d s", n, windows, windowSeconds)
 	}
-	if err := s.daemon.connect(t.Context()); err != nil {
+	if err := s.daemon.Connect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func (s *soak) switches(t *testing.T) (shim, daemon int64) {
-	shim, err := s.shell.shimSwitches()
+	shim, err := shimSwitches(s.shell)
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := statusFiles(s.daemon.pid())
+	text, err := statusFiles(s.daemon.PID())
 	if err == nil {
 		daemon, err = contextSwitches(text)
 	}
@@ -356,12 +357,12 @@ func (s *soak) killOnce(t *testing.T, requestID string, after time.Duration) Kil
 		client.Acquire(ctx, s.request(requestID)) // the crash is its answer
 	}()
 	time.Sleep(after) // the moment of the crash
-	if err := s.daemon.kill(); err != nil {
+	if err := s.daemon.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	<-asked
 	begin := time.Now()
-	if err := s.daemon.start(ctx); err != nil {
+	if err := s.daemon.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
 	k := Kill{AfterSeconds: after.Seconds(), RecoverySeconds: time.Since(begin).Seconds()}
@@ -399,7 +400,7 @@ func (s *soak) settle(ctx context.Context, t *testing.T) string {
 	}
 	if outcome == "leased" {
 		lease := s.leases(t)[0]
-		if has, err := s.shell.has(lease.Mac); err != nil || !has {
+		if has, err := s.shell.Has(lease.Mac); err != nil || !has {
 			t.Fatalf("lease %s is active; the guest has its interface %s: %v, %v", lease.Id, lease.Mac, has, err)
 		}
 	}
@@ -413,10 +414,10 @@ func (s *soak) journal(t *testing.T) {
 	if _, err := s.daemon.Carve(ctx, &pb.CarveRequest{RequestId: "soak-end", Pf: s.pf.ID}); err != nil {
 		t.Error(err)
 	}
-	if err := s.daemon.stop(); err != nil {
+	if err := s.daemon.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	store, err := broker.OpenJournal(s.daemon.journal())
+	store, err := broker.OpenJournal(s.daemon.Journal())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,8 @@ import (
 	"strconv"
 
 	"github.com/prometheus/procfs"
+
+	"vfbroker/test/rig"
 )
 
 // statusFiles reads /proc/<pid>/task/*/status, all of it: one text for each thread.
@@ -56,6 +58,15 @@ func contextSwitches(status []byte) (sum int64, err error) {
 		return 0, fmt.Errorf("parse status of threads: %d lines of voluntary switches, %d of others", voluntary, other)
 	}
 	return sum, nil
+}
+
+// shimSwitches are the context switches of a guest's shim, which is its process 1.
+func shimSwitches(s *rig.Shell) (int64, error) {
+	out, err := s.Run("grep -h ctxt_switches /proc/1/task/*/status")
+	if err != nil {
+		return 0, err
+	}
+	return contextSwitches(out)
 }
 
 // descriptors lists what a process has open, without the numbers that the

@@ -1,4 +1,4 @@
-package soak
+package rig
 
 import (
 	"bytes"
@@ -14,9 +14,9 @@ import (
 
 const devices = "/sys/bus/pci/devices"
 
-// lookAt returns everything of a PF and its VFs that a lease changes, by name. It
+// LookAt returns everything of a PF and its VFs that a lease changes, by name. It
 // reads it as an administrator would, without the broker's own code.
-func lookAt(ctx context.Context, pf, netdev string) (map[string]string, error) {
+func LookAt(ctx context.Context, pf, netdev string) (map[string]string, error) {
 	seen := map[string]string{}
 	functions := []string{pf}
 	links, err := filepath.Glob(filepath.Join(devices, pf, "virtfn*"))
@@ -76,8 +76,8 @@ func lookAtAttributes(ctx context.Context, netdev string, seen map[string]string
 	return nil
 }
 
-// differences counts the names under which two looks at the host differ.
-func differences(a, b map[string]string) int {
+// Differences counts the names under which two looks at the host differ.
+func Differences(a, b map[string]string) int {
 	n := 0
 	for name, was := range a {
 		if is, found := b[name]; !found || is != was {

@@ -1,4 +1,4 @@
-package soak
+package rig
 
 import (
 	"bufio"
@@ -8,26 +8,27 @@ import (
 	"time"
 )
 
-// shell is the guest's, on its second serial port.
-type shell struct {
+// Shell is the guest's, on its second serial port.
+type Shell struct {
 	conn  net.Conn
 	lines *bufio.Scanner
 	count int
 }
 
-func dialShell(socket string) (*shell, error) {
+// DialShell connects to a guest's shell, of which the socket is given.
+func DialShell(socket string) (*Shell, error) {
 	conn, err := net.Dial("unix", socket)
 	if err != nil {
 		return nil, fmt.Errorf("reach the guest's shell: %w", err)
 	}
-	return &shell{conn: conn, lines: bufio.NewScanner(conn)}, nil
+	return &Shell{conn: conn, lines: bufio.NewScanner(conn)}, nil
 }
 
 // answerTime is how long a command in the guest may take.
 const answerTime = 2 * time.Minute
 
-// run runs a command in the guest and returns what it prints.
-func (s *shell) run(command string) ([]byte, error) {
+// Run runs a command in the guest and returns what it prints.
+func (s *Shell) Run(command string) ([]byte, error) {
 	s.count++
 	end := fmt.Sprintf("end of command %d", s.count)
 	if err := s.conn.SetDeadline(time.Now().Add(answerTime)); err != nil {
@@ -47,9 +48,9 @@ func (s *shell) run(command string) ([]byte, error) {
 	return nil, fmt.Errorf("run %q in the guest: no end after %q: %v", command, out.Bytes(), s.lines.Err())
 }
 
-// has says whether the guest has an interface with that MAC address.
-func (s *shell) has(mac string) (bool, error) {
-	out, err := s.run("cat /sys/class/net/*/address")
+// Has says whether the guest has an interface with that MAC address.
+func (s *Shell) Has(mac string) (bool, error) {
+	out, err := s.Run("cat /sys/class/net/*/address")
 	if err != nil {
 		return false, err
 	}
@@ -61,13 +62,5 @@ func (s *shell) has(mac string) (bool, error) {
 	return false, nil
 }
 
-// shimSwitches are the context switches of the guest's shim, which is its process 1.
-func (s *shell) shimSwitches() (int64, error) {
-	out, err := s.run("grep -h ctxt_switches /proc/1/task/*/status")
-	if err != nil {
-		return 0, err
-	}
-	return contextSwitches(out)
-}
-
-func (s *shell) close() error { return s.conn.Close() }
+// Close ends the connection; the guest's shell goes on.
+func (s *Shell) Close() error { return s.conn.Close() }
