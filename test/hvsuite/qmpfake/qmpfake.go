@@ -32,6 +32,10 @@ type Config struct {
 	// when it is plugged, and a refusal fails device_add with its text. Nil: always works.
 	Open  func(pci.Addr) error
 	Close func(pci.Addr)
+
+	// VFIO: the guest's process opens functions itself, by VFIO on the real kernel, so
+	// that who holds them, and that they are let go of when it ends, is the kernel's truth.
+	VFIO bool
 }
 
 // Answer is how the guest answers an unplug.
@@ -362,14 +366,26 @@ func (g *Guest) change() {
 }
 
 func (g *Guest) open(addr pci.Addr) error {
-	if g.cfg.Open == nil {
-		return nil
+	if g.cfg.Open != nil {
+		return g.cfg.Open(addr)
 	}
-	return g.cfg.Open(addr)
+	if g.cfg.VFIO && g.child != nil {
+		return g.child.order(orderOpen, addr)
+	}
+	return nil
 }
 
+// close closes a function. One that was killed has closed all.
 func (g *Guest) close(d *Device) {
-	if g.cfg.Close != nil && d.Driver == "vfio-pci" {
+	if d.Driver != "vfio-pci" {
+		return
+	}
+	if g.cfg.Close != nil {
 		g.cfg.Close(d.Host)
+	}
+	if g.cfg.VFIO && g.child != nil {
+		if err := g.child.order(orderClose, d.Host); err != nil {
+			panic(fmt.Sprintf("close %s: %v", d.Host, err)) // the script and its process have come apart
+		}
 	}
 }
