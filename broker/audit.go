@@ -112,7 +112,7 @@ type AuditLine struct {
 }
 
 // Audit returns a page of the kept records of the audit log, oldest first, and
-// the hash of the newest record, which is what VerifyAudit wants. Administrators only.
+// the hash of the newest record, at which an AuditChain of all records ends. Administrators only.
 func (b *Broker) Audit(c Caller, f AuditFilter, p Page) (lines []AuditLine, head, next string, err error) {
 	if !c.Admin {
 		return nil, "", "", fmt.Errorf("read audit log: %w: only root may", ErrDenied)

@@ -4,14 +4,13 @@ import (
 	"bufio"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 
 	"github.com/spf13/cobra"
 
+	"vfbroker/broker"
 	pb "vfbroker/broker/brokerpb"
 )
 
@@ -54,10 +53,9 @@ func isHash(s string) bool {
 
 // chain is what is known of the records of an audit log that were read so far.
 type chain struct {
-	first, last uint64 // sequence numbers; 0: none
-	head        string // hash of the last one
-	noted       string // a head that must be there; "": none
-	found       bool   // it was
+	broker.AuditChain
+	noted string // a head that must be there; "": none
+	found bool   // it was
 }
 
 // readAll adds all records, of the daemon or of a file.
@@ -65,8 +63,8 @@ func (c *chain) readAll(cmd *cobra.Command, o *options, file string) error {
 	switch file {
 	case "":
 		head, err := o.audit(cmd.Context(), &pb.AuditRequest{}, c.add)
-		if err == nil && head != c.head {
-			err = fmt.Errorf("the daemon says that the head is %s, and its newest record's hash is %s", head, c.head)
+		if err == nil {
+			err = c.End(head)
 		}
 		return err
 	case "-":
@@ -94,31 +92,11 @@ func (c *chain) addLines(r io.Reader) error {
 	return lines.Err()
 }
 
-// add checks that a record follows the ones before. The first may be any: the oldest are not kept for ever.
+// add checks that a record follows the ones before.
 func (c *chain) add(text string) error {
-	var r struct {
-		Seq  uint64
-		Prev string
-	}
-	if err := json.Unmarshal([]byte(text), &r); err != nil {
-		return fmt.Errorf("it is no record of an audit log: %w", err)
-	}
-	switch {
-	case r.Seq == 0:
-		return errors.New("it is no record of an audit log: it has no seq")
-	case c.last == 0 && r.Seq == 1 && r.Prev != "":
-		return errors.New("record 1 was changed: there is none before it, and it is chained to one")
-	case c.last != 0 && r.Seq != c.last+1:
-		return fmt.Errorf("record %d follows record %d: what is between them was removed, or the copy was made with --function or --tenant", r.Seq, c.last)
-	case c.last != 0 && r.Prev != c.head:
-		return fmt.Errorf("record %d is not chained to record %d: one of them was changed", r.Seq, c.last)
-	case c.last == 0:
-		c.first = r.Seq
-	}
-	sum := sha256.Sum256([]byte(text))
-	c.last, c.head = r.Seq, hex.EncodeToString(sum[:])
-	c.found = c.found || c.head == c.noted
-	return nil
+	err := c.Add([]byte(text))
+	c.found = c.found || err == nil && c.Head == c.noted
+	return err
 }
 
 // end says whether what was noted before is there.
@@ -126,22 +104,22 @@ func (c *chain) end() error {
 	switch {
 	case c.noted == "" || c.found:
 		return nil
-	case c.last == 0:
+	case c.Last == 0:
 		return fmt.Errorf("it is empty, and had the head %s", c.noted)
-	case c.first > 1:
-		return fmt.Errorf("no record has the hash %s: the log was changed, or the record is older than the oldest that is kept, %d", c.noted, c.first)
+	case c.First > 1:
+		return fmt.Errorf("no record has the hash %s: the log was changed, or the record is older than the oldest that is kept, %d", c.noted, c.First)
 	}
 	return fmt.Errorf("no record has the hash %s: the log was changed", c.noted)
 }
 
 func (c *chain) view() view {
-	text := fmt.Appendf(nil, `{"first": %d, "last": %d, "head": %q}`, c.first, c.last, c.head)
-	return view{text: text, names: []string{c.head}, table: func(w io.Writer) {
-		if c.last == 0 {
+	text := fmt.Appendf(nil, `{"first": %d, "last": %d, "head": %q}`, c.First, c.Last, c.Head)
+	return view{text: text, names: []string{c.Head}, table: func(w io.Writer) {
+		if c.Last == 0 {
 			fmt.Fprintln(w, "the audit log is empty")
 			return
 		}
-		fmt.Fprintf(w, "records %d to %d are chained\n", c.first, c.last)
-		fmt.Fprintf(w, "head %s\n", c.head)
+		fmt.Fprintf(w, "records %d to %d are chained\n", c.First, c.Last)
+		fmt.Fprintf(w, "head %s\n", c.Head)
 	}}
 }

@@ -163,7 +163,7 @@ func TestChain(t *testing.T) {
 		{"changed", changed, "", "record 3 is not chained to record 2: one of them was changed"},
 		{"the newest changed", last, hashOf(whole[3]), "the log was changed"},
 		{"the newest removed", whole[:3], hashOf(whole[3]), "the log was changed"},
-		{"one removed", append(whole[:1:1], whole[2:]...), "", "record 3 follows record 1: what is between them was removed"},
+		{"one removed", append(whole[:1:1], whole[2:]...), "", "record 3 follows record 1: what was between them is missing"},
 		{"the first one chained", []string{strings.Replace(whole[0], `"prev":""`, `"prev":"ab"`, 1)}, "", "record 1 was changed"},
 		{"all removed", nil, hashOf(whole[3]), "it is empty, and had the head"},
 		{"rewritten", log(1, 5)[1:], hashOf("other"), "older than the oldest that is kept, 2"},
@@ -201,7 +201,7 @@ func FuzzChain(f *testing.F) {
 	f.Add(`{"seq":1}`)
 	f.Fuzz(func(t *testing.T, text string) {
 		c := chain{}
-		if err := c.addLines(strings.NewReader(text)); err == nil && text != "" && c.last != 0 && (c.first > c.last || !isHash(c.head)) {
+		if err := c.addLines(strings.NewReader(text)); err == nil && text != "" && c.Last != 0 && (c.First > c.Last || !isHash(c.Head)) {
 			t.Errorf("%q was read as %+v", text, c)
 		}
 	})
