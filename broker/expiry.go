@@ -21,18 +21,24 @@ type schedule struct {
 	wake chan struct{} // capacity 1: next has come nearer
 }
 
-// note takes a lease's end into account.
+// note takes a lease's end into account, and has watchEnds look when it is nearer than all others.
 func (s *schedule) note(l Lease) {
-	if !l.State.Live() || l.Until == 0 {
-		return
-	}
-	if at := l.Until + l.Plan.Grace; s.next == 0 || at < s.next {
-		s.next = at
+	if s.add(l) {
 		select {
 		case s.wake <- struct{}{}:
 		default:
 		}
 	}
+}
+
+// add takes a lease's end into account and says whether it is nearer than all others.
+func (s *schedule) add(l Lease) bool {
+	at := l.Until + l.Plan.Grace
+	if !l.State.Live() || l.Until == 0 || s.next != 0 && at >= s.next {
+		return false
+	}
+	s.next = at
+	return true
 }
 
 // watchEnds sets the leases going whose time is over. It sleeps until the
@@ -73,7 +79,7 @@ func (b *Broker) over() (over []*entry) {
 			case l.over(now):
 				over = append(over, e)
 			default:
-				b.ends.note(l)
+				b.ends.add(l) // not note: whoever wakes itself never sleeps
 			}
 		}
 	}

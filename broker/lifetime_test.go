@@ -3,6 +3,7 @@ package broker_test
 import (
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -159,5 +160,25 @@ func keepGuests(r *rig) {
 		g, err := guests(id)
 		g.Keep = true
 		return g, err
+	}
+}
+
+// Whoever waits for the nearest end sleeps until then.
+func TestEndsSleep(t *testing.T) {
+	t.Parallel()
+	var looks atomic.Int64
+	begin := time.Now()
+	r := newRig(t, func(r *rig) {
+		r.options.Boottime = func() time.Duration { looks.Add(1); return time.Since(begin) }
+	})
+	l := r.grant("1", "a", time.Hour)
+	const renewals = 50
+	for range renewals {
+		if _, err := r.renew(l, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := looks.Load(); n > 20*renewals {
+		t.Errorf("%d renewals, and the clock was asked %d times", renewals, n)
 	}
 }
