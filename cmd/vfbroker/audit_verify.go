@@ -99,17 +99,18 @@ func (c *chain) add(text string) error {
 	return err
 }
 
-// end says whether what was noted before is there.
+// end says whether what was noted before is there. Its error is an AuditBreak.
 func (c *chain) end() error {
+	reason := fmt.Sprintf("no record has the hash %s: the log was changed", c.noted)
 	switch {
 	case c.noted == "" || c.found:
 		return nil
 	case c.Last == 0:
-		return fmt.Errorf("it is empty, and had the head %s", c.noted)
+		reason = "it is empty, and had the head " + c.noted
 	case c.First > 1:
-		return fmt.Errorf("no record has the hash %s: the log was changed, or the record is older than the oldest that is kept, %d", c.noted, c.First)
+		reason += fmt.Sprintf(", or the record is older than the oldest that is kept, %d", c.First)
 	}
-	return fmt.Errorf("no record has the hash %s: the log was changed", c.noted)
+	return broker.AuditBreak{Seq: c.Last, Reason: reason}
 }
 
 func (c *chain) view() view {

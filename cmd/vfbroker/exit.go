@@ -29,7 +29,7 @@ var exits = []struct {
 	meaning string
 }{
 	{0, nil, "done"},
-	{1, nil, "failed for another reason; or doctor found something that fails, or audit verify that the log was changed"},
+	{1, nil, "failed for another reason; or doctor found something that fails"},
 	{2, nil, "wrong command line"},
 	{3, broker.ErrNoCapacity, "no capacity: no free VF fits the request"},
 	{4, broker.ErrNotIsolated, "not isolated: the IOMMU does not keep the function apart"},
@@ -41,7 +41,7 @@ var exits = []struct {
 	{10, broker.ErrUnsupported, "unsupported by this host, driver or daemon"},
 	{11, broker.ErrUnauthenticated, "unauthenticated"},
 	{12, broker.ErrDenied, "denied: not yours, not on the allow-list, or no permission on the socket"},
-	{13, broker.ErrInvalid, "invalid argument"},
+	{13, broker.ErrInvalid, "invalid argument; or the audit log is not chained"},
 	{14, broker.ErrUnavailable, "unavailable: no daemon, or it cannot serve now; nothing was granted"},
 	{15, context.DeadlineExceeded, "no answer within --timeout; the daemon goes on"},
 	{130, context.Canceled, "interrupted; the daemon goes on"},
