@@ -122,12 +122,14 @@ func placeOn(p *pfState, r Request) (int, error) {
 	if err := usable(p, r); err != nil {
 		return 0, err
 	}
+	for i := range p.vfs {
+		if p.vfs[i].lendable() {
+			return i, nil
+		}
+	}
 	var foreign, held, bad int
 	for i := range p.vfs {
-		err := lendable(p, i)
-		switch {
-		case err == nil:
-			return i, nil
+		switch err := lendable(p, i); {
 		case errors.Is(err, ErrQuarantined), errors.Is(err, ErrNotFound):
 			bad++
 		case errors.Is(err, ErrDenied):
@@ -175,11 +177,18 @@ func needs(r Request, unsupported []string) string {
 	return ""
 }
 
+// lendable says whether a VF may be lent; the function of that name says why not.
+func (v *vfState) lendable() bool {
+	return v.state == Free && v.lease == "" && !v.gone && v.vf.Driver == ""
+}
+
 // lendable says whether a VF is free.
 func lendable(p *pfState, i int) error {
 	v := &p.vfs[i]
-	id := p.functionID(i)
-	switch {
+	if v.lendable() {
+		return nil
+	}
+	switch id := p.functionID(i); {
 	case v.state == Quarantined:
 		return fmt.Errorf("function %s: %w: %s; see to it, then vfbroker quarantine clear %s", id, ErrQuarantined, v.reason, id)
 	case v.state == Scrubbing && v.lease == "":

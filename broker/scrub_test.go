@@ -21,7 +21,7 @@ const resetTime = 100 * time.Millisecond
 func BenchmarkScrub(b *testing.B) {
 	for _, functions := range []int{1, 7} {
 		b.Run(fmt.Sprint(functions), func(b *testing.B) {
-			r := newRig(b)
+			r := newRig(b, patient)
 			r.host.OnWrite(slowReset)
 			n := 0
 			for b.Loop() {
