@@ -57,7 +57,7 @@ func TestJournalReadOnly(t *testing.T) {
 
 // After an error of the disk the next commit writes everything anew, whatever of that fails on the way;
 // and after a restart there is what was answered for.
-func TestJournalWrittenAnew(t *testing.T) {
+func TestJournalRewritten(t *testing.T) {
 	t.Parallel()
 	for _, first := range []string{"write", "sync"} {
 		for _, then := range []string{"", "make", "read back", "rename", "sync directory", "open", "write"} {

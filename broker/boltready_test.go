@@ -41,9 +41,9 @@ func TestJournalNewUntilFirstCommit(t *testing.T) {
 	}
 }
 
-// unusable are files that are no journal of ours.
-func unusable(t *testing.T) map[string][]byte {
-	t.Helper()
+// A journal of a later schema is left as it is: it is for the vfbrokerd that wrote it.
+func TestJournalSchema(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "journal.db")
 	s := openJournal(t, path)
 	commit(t, s, records(0, 3))
@@ -52,46 +52,57 @@ func unusable(t *testing.T) map[string][]byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = db.Update(func(tx *bolt.Tx) error { return tx.Bucket([]byte("meta")).Put([]byte("schema"), []byte("2")) })
+	err = db.Update(func(tx *bolt.Tx) error {
+		// It may have anything else, but for the place where the schema is.
+		return errors.Join(tx.Bucket([]byte("meta")).Put([]byte("schema"), []byte("2")), tx.DeleteBucket([]byte("leases")))
+	})
 	if err := errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
 	}
-	return map[string][]byte{"empty": {}, "garbage": []byte("this is no journal\n"), "zeros": make([]byte, 1<<16),
-		"long garbage": bytes.Repeat([]byte("garbage!"), 1<<13), "newer": readFile(t, path)}
+	movedAway(t, path, broker.ErrUnsupported, `its schema is "2", this vfbrokerd knows 1`)
 }
 
-// A file that cannot be used is not touched. When it was moved away the next commit makes a new one, without a restart.
-func TestJournalMovedAway(t *testing.T) {
+// What is no journal, or not a whole one, is left as it is.
+func TestJournalUnusable(t *testing.T) {
 	t.Parallel()
-	for name, bytes := range unusable(t) {
+	for name, b := range map[string][]byte{"empty": {}, "garbage": []byte("this is no journal\n"), "zeros": make([]byte, 1<<16),
+		"long garbage": bytes.Repeat([]byte("garbage!"), 1<<13)} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			path := filepath.Join(t.TempDir(), "journal.db")
-			if err := os.WriteFile(path, bytes, 0o600); err != nil {
+			if err := os.WriteFile(path, b, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			s := openJournal(t, path)
-			defer s.Close()
-			checkFrozen(t, s, "")
-			if want := (name == "newer"); errors.Is(s.Problem(), broker.ErrUnsupported) != want || errors.Is(s.Problem(), broker.ErrUnavailable) == want {
-				t.Errorf("problem: %v", s.Problem())
-			}
-			j := load(t, s)
-			if err := os.Rename(path, path+".damaged"); err != nil {
-				t.Fatal(err)
-			}
-			commit(t, s, records(0, 2))
-			unchanged(t, path+".damaged", bytes)
-			want := readAll(t, s)
-			if s.Problem() != nil || want.Journal.Epoch != j.Epoch || want.Journal.New || len(want.Journal.Leases) != 2 {
-				t.Errorf("after it was moved away: %+v, %v", want, s.Problem())
-			}
-			s.Close()
-			s = openJournal(t, path)
-			if got := readAll(t, s); !reflect.DeepEqual(got, want) {
-				t.Errorf("after a restart: %+v, want %+v", got, want)
-			}
+			movedAway(t, path, broker.ErrUnavailable, "it is damaged")
 		})
+	}
+}
+
+// movedAway opens a file that cannot be used. When it was moved away the next commit makes a new journal, without a restart.
+func movedAway(t *testing.T, path string, kind error, why string) {
+	t.Helper()
+	image := readFile(t, path)
+	s := openJournal(t, path)
+	defer s.Close()
+	checkFrozen(t, s, "")
+	if p := s.Problem(); !errors.Is(p, kind) || !strings.Contains(p.Error(), why) {
+		t.Errorf("problem: %v, want %v: %s", p, kind, why)
+	}
+	j := load(t, s)
+	if err := os.Rename(path, path+".damaged"); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, s, records(0, 2))
+	unchanged(t, path+".damaged", image)
+	want := readAll(t, s)
+	if s.Problem() != nil || want.Journal.Epoch != j.Epoch || want.Journal.New || len(want.Journal.Leases) != 2 {
+		t.Errorf("after it was moved away: %+v, %v", want, s.Problem())
+	}
+	s.Close()
+	s = openJournal(t, path)
+	defer s.Close()
+	if got := readAll(t, s); !reflect.DeepEqual(got, want) {
+		t.Errorf("after a restart: %+v, want %+v", got, want)
 	}
 }
 
