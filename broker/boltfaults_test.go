@@ -55,6 +55,36 @@ func TestJournalReadOnly(t *testing.T) {
 	}
 }
 
+// A journal that cannot be made is made when it can be, with the epoch that was told; what a
+// daemon left that was killed while making one is in nobody's way.
+func TestJournalMadeLater(t *testing.T) {
+	t.Parallel()
+	for _, step := range []string{"make", "read back", "rename", "sync directory"} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "journal.db")
+			if err := os.WriteFile(path+".new", []byte("half a jour"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			disk := badDisk{step: unix.ENOSPC}
+			s, err := broker.OpenFaultyJournal(path, disk.fault)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			told := load(t, s)
+			if !told.New || told.Epoch == "" || !errors.Is(s.Problem(), unix.ENOSPC) {
+				t.Errorf("%+v, %v", told, s.Problem())
+			}
+			delete(disk, step)
+			commit(t, s, records(0, 1))
+			if j := load(t, s); j.Epoch != told.Epoch || j.New || len(j.Leases) != 1 {
+				t.Errorf("%+v, told was epoch %s", j, told.Epoch)
+			}
+		})
+	}
+}
+
 // After an error of the disk the next commit writes everything anew, whatever of that fails on the way;
 // and after a restart there is what was answered for.
 func TestJournalRewritten(t *testing.T) {

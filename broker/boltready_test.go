@@ -242,4 +242,14 @@ func TestJournalOneDaemon(t *testing.T) {
 	commit(t, s, records(1, 1))
 	s.Close()
 	openJournal(t, path).Close()
+	// Another program has the file itself.
+	db, err := bolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := broker.OpenJournal(path); !errors.Is(err, broker.ErrConflict) {
+		t.Errorf("the file is in use: %v", err)
+	}
+	db.Close()
+	openJournal(t, path).Close()
 }
