@@ -96,6 +96,7 @@ func (s *JournalFile) thaw() error {
 	}
 	if db.epoch != s.has.epoch || !db.new && db.sum != s.has.sum {
 		_ = db.Close() // only read from
+		s.seen = nil
 		return fmt.Errorf("%w: another journal was put in its place; restart vfbrokerd, which then goes on with that one", ErrUnavailable)
 	}
 	s.take(db)
@@ -172,7 +173,7 @@ func (s *JournalFile) lose(why error) error {
 	s.use.Lock()
 	defer s.use.Unlock()
 	s.db.abandon()
-	s.db = nil
+	s.db, s.has = nil, contents{}
 	return s.lost
 }
 

@@ -191,8 +191,12 @@ func TestJournalDamagedInUse(t *testing.T) {
 				if err := os.Rename(path, path+".damaged"); err != nil && !os.IsNotExist(err) {
 					t.Fatal(err)
 				}
-				if _, err := s.Audit(0, nil); !errors.Is(err, broker.ErrUnavailable) {
-					t.Errorf("audit: %v", err)
+				_, unread := s.Audit(0, nil)
+				_, unloaded := s.Load()
+				for _, err := range []error{unread, unloaded} {
+					if !errors.Is(err, broker.ErrUnavailable) || !strings.Contains(err.Error(), "damaged") {
+						t.Errorf("read: %v", err)
+					}
 				}
 			}
 			if _, err := os.Stat(path); !os.IsNotExist(err) {

@@ -257,11 +257,11 @@ func (s *JournalFile) Close() error {
 	s.closed = true
 	s.problem = closedError()
 	defer unlock(s.lock)
-	if s.db == nil {
+	db := s.db
+	s.db, s.has = nil, contents{}
+	if db == nil {
 		return nil
 	}
-	db := s.db
-	s.db = nil
 	if err := db.Close(); err != nil {
 		return fmt.Errorf("close journal %s: %w", filepath.Base(s.path), err)
 	}
