@@ -18,11 +18,11 @@ type mutant struct {
 }
 
 var mutants = []mutant{
-	{"I1: a function that a lease holds is not lent again", "place.go", `case v.lease != "":`, `case false:`},
+	{"I1: a function that a lease holds is not lent again", "place.go", `v.state == Free && v.lease == "" && !v.gone`, `v.state != Quarantined && !v.gone`},
 	{"I1: a commit that failed is believed after a restart", "acquire.go", `if errors.As(err, new(uncertain)) {`, `if false {`},
 	{"I2: no reset between tenants", "next.go", `StepAttach, StepBind, StepReset, StepAttributes}`, `StepAttach, StepBind, StepAttributes}`},
 	{"I2: attributes are not cleared", "next.go", `StepAttach, StepBind, StepReset, StepAttributes}`, `StepAttach, StepBind, StepReset}`},
-	{"I2: a quarantined function is lent", "place.go", `case v.state == Quarantined:`, `case false:`},
+	{"I2: a quarantined function is lent", "place.go", `v.state == Free && v.lease == "" && !v.gone`, `v.lease == "" && !v.gone`},
 	{"I2: attributes are not looked at after they were set", "steps.go", `if len(want.Diff(now, l.Unsupported...)) == 0 {`, `if tried || len(want.Diff(now, l.Unsupported...)) == 0 {`},
 	{"I3: the allow-list does not count", "place.go", `case p.policy == nil:`, `case false:`},
 	{"I4: a carve under leases", "carve.go", `if p.live > 0 {`, `if false {`},
