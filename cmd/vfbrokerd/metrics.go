@@ -68,6 +68,8 @@ var (
 		"Leases that hold a function, by state.", []string{"state"}, nil)
 	driftDesc = prometheus.NewDesc("vfbroker_drift",
 		"PFs and VFs that differ from what the broker set, by PF and kind; none where nothing differs or is looked for.", []string{"pf", "kind"}, nil)
+	behindDesc = prometheus.NewDesc("vfbroker_journal_behind",
+		"1 while the journal could not be written and lacks what was done since: nothing is granted; else 0.", nil, nil)
 	// In OpenMetrics a counter's _total is no part of its name, which must not be the gauge's.
 	driftSeenDesc = prometheus.NewDesc("vfbroker_drift_seen_total",
 		"Differences from what the broker set that were seen since the daemon began, by kind.", []string{"kind"}, nil)
@@ -85,6 +87,7 @@ func (functionCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- leasesDesc
 	ch <- driftDesc
 	ch <- driftSeenDesc
+	ch <- behindDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -102,6 +105,11 @@ func (c functionCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, state := range []broker.LeaseState{broker.Pending, broker.Active, broker.Releasing} {
 		ch <- prometheus.MustNewConstMetric(leasesDesc, prometheus.GaugeValue, float64(stats.Leases[state]), string(state))
 	}
+	behind := 0.0
+	if stats.Behind {
+		behind = 1
+	}
+	ch <- prometheus.MustNewConstMetric(behindDesc, prometheus.GaugeValue, behind)
 	for pf, kinds := range stats.Drift {
 		for kind, n := range kinds {
 			ch <- prometheus.MustNewConstMetric(driftDesc, prometheus.GaugeValue, float64(n), pf, string(kind))

@@ -63,6 +63,9 @@ vfbroker_functions{pf="mac:52:54:00:0a:00:02",state="free"} 0
 vfbroker_functions{pf="mac:52:54:00:0a:00:02",state="leased"} 0
 vfbroker_functions{pf="mac:52:54:00:0a:00:02",state="quarantined"} 0
 vfbroker_functions{pf="mac:52:54:00:0a:00:02",state="scrubbing"} 0
+# HELP vfbroker_journal_behind 1 while the journal could not be written and lacks what was done since: nothing is granted; else 0.
+# TYPE vfbroker_journal_behind gauge
+vfbroker_journal_behind 0
 # HELP vfbroker_lease_operations_total Calls that change leases or functions, by operation and result (ok or the reason of the error).
 # TYPE vfbroker_lease_operations_total counter
 vfbroker_lease_operations_total{op="acquire",result="no_capacity"} 1
@@ -71,13 +74,13 @@ vfbroker_lease_operations_total{op="clear",result="ok"} 1
 vfbroker_lease_operations_total{op="release",result="ok"} 1
 vfbroker_lease_operations_total{op="renew",result="conflict"} 1
 `
-	if err := testutil.GatherAndCompare(m.registry, strings.NewReader(want), "vfbroker_functions", "vfbroker_lease_operations_total"); err != nil {
+	if err := testutil.GatherAndCompare(m.registry, strings.NewReader(want), "vfbroker_functions", "vfbroker_journal_behind", "vfbroker_lease_operations_total"); err != nil {
 		t.Error(err)
 	}
 	if n, err := testutil.GatherAndCount(m.registry, "vfbroker_step_duration_seconds"); err != nil || n != 1 {
 		t.Errorf("%d series of step durations, %v, want 1", n, err)
 	}
-	problems, err := testutil.GatherAndLint(m.registry, "vfbroker_functions", "vfbroker_leases", "vfbroker_lease_operations_total", "vfbroker_step_duration_seconds")
+	problems, err := testutil.GatherAndLint(m.registry, "vfbroker_functions", "vfbroker_journal_behind", "vfbroker_leases", "vfbroker_lease_operations_total", "vfbroker_step_duration_seconds")
 	if err != nil || len(problems) > 0 {
 		t.Errorf("naming: %v %v", problems, err)
 	}
