@@ -202,6 +202,45 @@ func TestResetDies(t *testing.T) {
 	}
 }
 
+func TestResetPolicy(t *testing.T) {
+	t.Parallel()
+	vf, pf := pci.ID{Vendor: 0x15b3, Device: 0x101c}, pci.ID{Vendor: 0x15b3, Device: 0x101b}
+	for _, tt := range []struct {
+		name   string
+		policy sriov.ResetPolicy
+		spoil  string // a file that cannot be read
+		err    string // "": it is reset
+	}{
+		{"none", nil, "/vendor", ""},
+		{"other models", sriov.ResetPolicy{pf: "hangs", {Vendor: 0x8086, Device: 0x101c}: "hangs"}, "", ""},
+		{"this model", sriov.ResetPolicy{vf: "it hangs with firmware 20.1"}, "",
+			"reset function 0000:3b:00.2: no function reset: the policy forbids it for model 15b3:101c: it hangs with firmware 20.1; power-cycle"},
+		{"model unknown", sriov.ResetPolicy{pf: "hangs"}, "/device", "input/output error"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			host := fakehost.New(t, "cx6-pair")
+			addr := discover(t, host)[0].VFs[0].Addr
+			if tt.spoil != "" {
+				host.FailOn(addr.Dir()+tt.spoil, syscall.EIO)
+			}
+			method, err := tt.policy.Reset(t.Context(), host, addr)
+			if tt.err == "" {
+				if method != "flr" || err != nil {
+					t.Errorf("%q, %v", method, err)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), tt.err) || tt.spoil == "" && !errors.Is(err, sriov.ErrNoReset) {
+				t.Errorf("%v, want %q", err, tt.err)
+			}
+			if writes := host.Writes(); len(writes) > 0 {
+				t.Errorf("refused after writing %v", writes)
+			}
+		})
+	}
+}
+
 func TestCrossCheckDomain(t *testing.T) {
 	t.Parallel()
 	if _, _, err := sriov.CrossCheck(pci.Addr{Domain: 0x10000, Bus: 1}); err == nil || !strings.Contains(err.Error(), "four digits") {
