@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"net"
 	"slices"
+
+	"vfbroker/rdma/ib"
 )
 
 // The names of the attributes, as in the text and JSON forms of VFAttrs.
@@ -16,6 +18,8 @@ const (
 	AttrSpoofChk  = "spoofchk"
 	AttrTrust     = "trust"
 	AttrLinkState = "link_state"
+	AttrNodeGUID  = "node_guid"
+	AttrPortGUID  = "port_guid"
 )
 
 // DefaultAttrs is what every VF is set to before and after it is lent: no
@@ -31,11 +35,29 @@ func DefaultAttrs() VFAttrs {
 // Names are the attributes that are known, or wanted.
 func (a VFAttrs) Names() []string { return a.Diff(VFAttrs{}) }
 
+// noGUID is no guest's GUID. Nothing takes a GUID from a VF again, and the kernel does not say
+// what the VF had before it was given one. Zero is no substitute: mlx5 passes it on to its firmware, but does
+// not restore it when VFs are made anew (set_vf_node_guid in drivers/infiniband/hw/mlx5/ib_virt.c,
+// sriov_restore_guids in drivers/net/ethernet/mellanox/mlx5/core/sriov.c), and a VF that has it
+// breaks the connection manager. All ones is what the CNI plugin for InfiniBand VFs writes in its place.
+func noGUID() ib.GUID { return ib.GUID{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff} }
+
+// DefaultAttrsOf is DefaultAttrs for the VFs of a PF: on InfiniBand the GUIDs are among them, all ones, which
+// stands for no GUID of any guest.
+func DefaultAttrsOf(pf PF) VFAttrs {
+	a := DefaultAttrs()
+	if pf.InfiniBand {
+		a.NodeGUID, a.PortGUID = new(noGUID()), new(noGUID())
+	}
+	return a
+}
+
 // Equal says whether two sets of attributes hold the same, unknown fields included.
 func (a VFAttrs) Equal(b VFAttrs) bool {
 	return bytes.Equal(a.MAC, b.MAC) && same(a.VLAN, b.VLAN) && same(a.QoS, b.QoS) &&
 		same(a.MinRate, b.MinRate) && same(a.MaxRate, b.MaxRate) &&
-		same(a.SpoofChk, b.SpoofChk) && same(a.Trust, b.Trust) && same(a.LinkState, b.LinkState)
+		same(a.SpoofChk, b.SpoofChk) && same(a.Trust, b.Trust) && same(a.LinkState, b.LinkState) &&
+		same(a.NodeGUID, b.NodeGUID) && same(a.PortGUID, b.PortGUID)
 }
 
 // Diff names the attributes that a wants and got does not have, but for those
@@ -55,6 +77,8 @@ func (a VFAttrs) Diff(got VFAttrs, unsupported ...string) []string {
 	check(AttrSpoofChk, a.SpoofChk != nil, same(a.SpoofChk, got.SpoofChk))
 	check(AttrTrust, a.Trust != nil, same(a.Trust, got.Trust))
 	check(AttrLinkState, a.LinkState != nil, same(a.LinkState, got.LinkState))
+	check(AttrNodeGUID, a.NodeGUID != nil, same(a.NodeGUID, got.NodeGUID))
+	check(AttrPortGUID, a.PortGUID != nil, same(a.PortGUID, got.PortGUID))
 	return names
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"vfbroker/rdma/ib"
 	"vfbroker/sriov"
 	"vfbroker/sriov/pci"
 	"vfbroker/sriov/sysfs"
@@ -215,6 +216,13 @@ func testAttributes(t *testing.T, ctx context.Context, host sysfs.FS) {
 	}
 	if _, err := attrs.Set(ctx, pf, 7, sriov.VFAttrs{Trust: new(true)}); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("set an attribute of a VF that is not there: %v", err)
+	}
+	// The kernel understands what only InfiniBand has, and refuses it of Ethernet.
+	pretended := pf
+	pretended.InfiniBand = true
+	guid := ib.GUID{2, 0, 0, 0, 0, 0, 0, 1}
+	if got, err := attrs.Set(ctx, pretended, 5, sriov.VFAttrs{NodeGUID: &guid, PortGUID: &guid}); err != nil || len(got) != 2 {
+		t.Errorf("GUIDs of an Ethernet VF: unsupported %q, %v", got, err)
 	}
 	// With the link down igb refuses any rate, and what is set already is no failure.
 	setUp(t, pf, nil, false)

@@ -16,6 +16,7 @@ const (
 	addrPermanent = 0 // addr_assign_type: the address is that of the hardware
 	ifUp          = 1 // flags: administratively up
 	hwEther       = 1 // type: Ethernet
+	hwInfiniBand  = 32
 )
 
 // readNetdev fills in the first network interface of a PF, if it has one in this network namespace.
@@ -52,6 +53,7 @@ func readNetdevOnce(fs sysfs.FS, dir string, pf *PF) error {
 		return err
 	}
 	pf.Netdev, pf.Ifindex, pf.Up, pf.MAC = name, ifindex, flags&ifUp != 0, mac
+	pf.InfiniBand = hwType == hwInfiniBand
 	if hwType != hwEther {
 		return nil // an IPoIB address holds a queue pair number and is not permanent
 	}

@@ -11,6 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"vfbroker/rdma/ib"
 )
 
 // rtnetlink reads and sets VF attributes by rtnetlink, in the network namespace
@@ -79,7 +81,7 @@ func (r rtnetlink) Set(ctx context.Context, pf PF, vf int, want VFAttrs) (unsupp
 		return fail(err, "attributes")
 	}
 	defer handle.Close()
-	for _, w := range attrWrites(handle, pf.Ifindex, vf, want) {
+	for _, w := range attrWrites(handle, pf, vf, want) {
 		if err := ctx.Err(); err != nil {
 			return fail(err, w.names...)
 		}
@@ -151,8 +153,8 @@ type attrWrite struct {
 	write    func() error
 }
 
-func attrWrites(h *netlink.Handle, ifindex, vf int, want VFAttrs) []attrWrite {
-	link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}
+func attrWrites(h *netlink.Handle, pf PF, vf int, want VFAttrs) []attrWrite {
+	link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: pf.Ifindex}}
 	var writes []attrWrite
 	add := func(write func() error, names ...string) {
 		writes = append(writes, attrWrite{names: names, write: write})
@@ -179,7 +181,32 @@ func attrWrites(h *netlink.Handle, ifindex, vf int, want VFAttrs) []attrWrite {
 	if want.LinkState != nil {
 		add(func() error { return h.LinkSetVfState(link, vf, uint32(*want.LinkState)) }, AttrLinkState)
 	}
+	for _, guid := range []struct {
+		name string
+		kind int
+		want *ib.GUID
+	}{{AttrNodeGUID, nl.IFLA_VF_IB_NODE_GUID, want.NodeGUID}, {AttrPortGUID, nl.IFLA_VF_IB_PORT_GUID, want.PortGUID}} {
+		if guid.want != nil {
+			writes = append(writes, attrWrite{
+				names:    []string{guid.name},
+				optional: *guid.want == noGUID(),
+				write:    func() error { return writeGUID(h, link, pf, vf, *guid.want, guid.kind) },
+			})
+		}
+	}
 	return writes
+}
+
+// writeGUID does not ask the kernel for what only InfiniBand has (handle_vf_guid in net/core/rtnetlink.c),
+// and never writes zero, with which a VF is of no use.
+func writeGUID(h *netlink.Handle, link netlink.Link, pf PF, vf int, guid ib.GUID, kind int) error {
+	switch {
+	case !pf.InfiniBand:
+		return unix.EOPNOTSUPP
+	case guid.IsZero():
+		return fmt.Errorf("%w: zero is no GUID", unix.EINVAL)
+	}
+	return h.LinkSetVfGUID(link, vf, guid[:], kind)
 }
 
 func isZeroMAC(mac net.HardwareAddr) bool {

@@ -24,6 +24,8 @@ const (
 	attrVFLinkState = 5
 	attrVFRate      = 6
 	attrVFTrust     = 9
+	attrVFNodeGUID  = 10 // IFLA_VF_IB_NODE_GUID
+	attrVFPortGUID  = 11
 )
 
 // getLink asks the kernel for one network interface (RTM_GETLINK) and returns

@@ -33,6 +33,9 @@ type PF struct {
 	PermMAC net.HardwareAddr // empty: unknown, or not Ethernet
 	Up      bool
 
+	// InfiniBand says that the interface is no Ethernet but InfiniBand: its VFs are known by GUIDs.
+	InfiniBand bool
+
 	// NodeGUID and PortGUID are those of the function's first RDMA device; zero: none.
 	NodeGUID ib.GUID
 	PortGUID ib.GUID
@@ -68,6 +71,10 @@ type VFAttrs struct {
 	SpoofChk  *bool            `json:"spoofchk,omitempty"`
 	Trust     *bool            `json:"trust,omitempty"`
 	LinkState *int             `json:"link_state,omitempty"` // 0 auto, 1 enable, 2 disable
+
+	// Of InfiniBand only. Zero in what was read: none was given to the VF. A VF's driver sees them when it is bound.
+	NodeGUID *ib.GUID `json:"node_guid,omitempty"`
+	PortGUID *ib.GUID `json:"port_guid,omitempty"`
 }
 
 // Attributes reads and sets VF attributes of one host. It has two

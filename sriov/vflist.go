@@ -6,6 +6,8 @@ import (
 	"net"
 
 	"golang.org/x/sys/unix"
+
+	"vfbroker/rdma/ib"
 )
 
 // maxAddrLen is the room for a hardware address (MAX_ADDR_LEN).
@@ -64,6 +66,8 @@ func parseVF(info []byte, addrLen int) (index int, vf VFAttrs, ok bool) {
 			size = 12
 		case attrVFSpoofChk, attrVFTrust, attrVFLinkState:
 			size = 8
+		case attrVFNodeGUID, attrVFPortGUID:
+			size = 16
 		default:
 			continue
 		}
@@ -89,9 +93,19 @@ func parseVF(info []byte, addrLen int) (index int, vf VFAttrs, ok bool) {
 			vf.Trust = flag(first)
 		case attrVFLinkState:
 			vf.LinkState = new(int(first))
+		case attrVFNodeGUID:
+			vf.NodeGUID = new(guid(v))
+		case attrVFPortGUID:
+			vf.PortGUID = new(guid(v))
 		}
 	}
 	return index, vf, index >= 0
+}
+
+// guid reads struct ifla_vf_guid: a number whose bytes, the highest first, are the GUID.
+func guid(v []byte) (g ib.GUID) {
+	binary.BigEndian.PutUint64(g[:], binary.NativeEndian.Uint64(v[8:]))
+	return g
 }
 
 // flag reads a setting that the kernel sets to all ones when the driver does not say.

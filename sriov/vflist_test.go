@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"vfbroker/rdma/ib"
 )
 
 // attr is a netlink attribute under construction.
@@ -37,7 +39,7 @@ func join(parts ...[]byte) (all []byte) {
 func vfInfo(vf uint32, mac net.HardwareAddr, vlan, qos, minRate, maxRate, spoofChk, trust uint32) []byte {
 	return attr(attrVFInfo, join(
 		attr(attrVFMAC, join(words(vf), mac, make([]byte, 32-len(mac)))),
-		attr(10, make([]byte, 32)), // broadcast address, without the VF's number
+		attr(13, make([]byte, 32)), // broadcast address, without the VF's number
 		attr(attrVFVLAN, words(vf, vlan, qos)),
 		attr(attrVFRate, words(vf, minRate, maxRate)),
 		attr(3, words(vf, maxRate)), // IFLA_VF_TX_RATE
@@ -48,6 +50,64 @@ func vfInfo(vf uint32, mac net.HardwareAddr, vlan, qos, minRate, maxRate, spoofC
 }
 
 const unknown = 1<<32 - 1
+
+// ibInfo is one VF of an InfiniBand PF: its list shows the PF's own address for every VF, and
+// the GUIDs that were given (ipoib_get_vf_config in drivers/infiniband/ulp/ipoib/ipoib_main.c).
+func ibInfo(vf uint32, mac net.HardwareAddr, node, port uint64) []byte {
+	ne := binary.NativeEndian
+	return attr(attrVFInfo, join(
+		attr(attrVFMAC, join(words(vf), mac, make([]byte, 32-len(mac)))),
+		attr(attrVFLinkState, words(vf, 0)),
+		attr(attrVFNodeGUID, ne.AppendUint64(words(vf, 0), node)),
+		attr(attrVFPortGUID, ne.AppendUint64(words(vf, 0), port)),
+	))
+}
+
+func TestParseGUIDs(t *testing.T) {
+	t.Parallel()
+	mac := make(net.HardwareAddr, 20)
+	copy(mac[8:], []byte{0xfe, 0x80})
+	link := func(infos ...[]byte) []byte {
+		return join(attr(unix.IFLA_ADDRESS, mac), attr(unix.IFLA_NUM_VF, words(2)), attr(unix.IFLA_VFINFO_LIST, join(infos...)))
+	}
+	short := attr(attrVFInfo, join(attr(attrVFLinkState, words(1, 0)), attr(attrVFNodeGUID, words(1, 0))))
+	ofAnother := attr(attrVFInfo, join(attr(attrVFLinkState, words(1, 0)), attr(attrVFPortGUID, words(0, 0, 1, 1))))
+	for _, tt := range []struct {
+		name string
+		in   []byte
+		want []VFAttrs
+		err  error
+	}{
+		{"one has them", link(ibInfo(0, mac, 0, 0), ibInfo(1, mac, 0x1122334455667701, 0x1122334455667702)), []VFAttrs{
+			{MAC: mac, LinkState: new(0), NodeGUID: new(ib.GUID), PortGUID: new(ib.GUID)},
+			{MAC: mac, LinkState: new(0), NodeGUID: &ib.GUID{0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 1}, PortGUID: &ib.GUID{0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 2}},
+		}, nil},
+		{"short", link(ibInfo(0, mac, 0, 0), short), nil, ErrNotReadable},
+		{"of another VF", link(ibInfo(0, mac, 0, 0), ofAnother), nil, ErrNotReadable},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got, err := parseVFList(tt.in)
+			if !errors.Is(err, tt.err) {
+				t.Errorf("error %v, want %v", err, tt.err)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestWriteGUID: what is refused without the kernel, which a handle that is none shows.
+func TestWriteGUID(t *testing.T) {
+	t.Parallel()
+	if err := writeGUID(nil, nil, PF{Ifindex: 1}, 0, ib.GUID{1}, 0); !errors.Is(err, unix.EOPNOTSUPP) {
+		t.Errorf("GUID of an Ethernet VF: %v", err)
+	}
+	if err := writeGUID(nil, nil, PF{Ifindex: 1, InfiniBand: true}, 0, ib.GUID{}, 0); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("GUID of zero: %v", err)
+	}
+}
 
 // igbLink is the reply for a PF with two VFs, in the order of the list given.
 func igbLink(infos ...[]byte) []byte {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 
+	"vfbroker/rdma/ib"
 	"vfbroker/sriov"
 )
 
@@ -19,6 +20,7 @@ type traits struct {
 	mailbox  bool     // PF and VF talk by mailbox, which needs a PF that is up; so do rates
 	spoofchk bool     // what spoof check is on a fresh VF
 	silent   bool     // spoof check and trust are not reported
+	guids    bool     // GUIDs are reported
 	addrLen  int      // of the PF's interface
 }
 
@@ -34,7 +36,7 @@ func traitsOf(driver string, class uint32) traits {
 	case driver == "igb":
 		return traits{supports: ethernet, mailbox: true, spoofchk: true, addrLen: 6}
 	case driver == "mlx5_core" && class>>8 == classInfiniBand:
-		return traits{supports: []string{sriov.AttrLinkState}, silent: true, addrLen: 20}
+		return traits{supports: []string{sriov.AttrLinkState, sriov.AttrNodeGUID, sriov.AttrPortGUID}, guids: true, addrLen: 20}
 	case driver == "mlx5_core":
 		return traits{supports: append(ethernet, sriov.AttrLinkState), minRate: true, addrLen: 6}
 	}
@@ -48,6 +50,7 @@ type vfState struct {
 	minRate, maxRate int
 	spoofchk, trust  bool
 	linkState        int
+	node, port       ib.GUID // zero: none was given
 }
 
 func (t traits) fresh() vfState {
@@ -56,8 +59,12 @@ func (t traits) fresh() vfState {
 
 // String is for Dump.
 func (s vfState) String() string {
-	return fmt.Sprintf("mac %s vlan %d qos %d min_rate %d max_rate %d spoofchk %t trust %t link_state %d",
+	text := fmt.Sprintf("mac %s vlan %d qos %d min_rate %d max_rate %d spoofchk %t trust %t link_state %d",
 		s.mac, s.vlan, s.qos, s.minRate, s.maxRate, s.spoofchk, s.trust, s.linkState)
+	if !s.node.IsZero() || !s.port.IsZero() {
+		text += fmt.Sprintf(" node_guid %s port_guid %s", s.node, s.port)
+	}
+	return text
 }
 
 // attrs is what RTM_GETLINK says of the VF: zero where the driver has no such
@@ -70,6 +77,9 @@ func (s vfState) attrs(t traits) sriov.VFAttrs {
 	}
 	if !t.silent {
 		a.SpoofChk, a.Trust = new(s.spoofchk), new(s.trust)
+	}
+	if t.guids {
+		a.NodeGUID, a.PortGUID = new(s.node), new(s.port)
 	}
 	return a
 }
@@ -164,6 +174,18 @@ func messages(want sriov.VFAttrs) []message {
 		add("link_state "+known(want.LinkState), func(s vfState, _ *device) (vfState, error) {
 			return s.withLinkState(*want.LinkState)
 		}, sriov.AttrLinkState)
+	}
+	if want.NodeGUID != nil {
+		add("node_guid "+want.NodeGUID.String(), func(s vfState, _ *device) (vfState, error) {
+			s.node = *want.NodeGUID
+			return s, refuseZero(s.node)
+		}, sriov.AttrNodeGUID)
+	}
+	if want.PortGUID != nil {
+		add("port_guid "+want.PortGUID.String(), func(s vfState, _ *device) (vfState, error) {
+			s.port = *want.PortGUID
+			return s, refuseZero(s.port)
+		}, sriov.AttrPortGUID)
 	}
 	return all
 }
@@ -262,6 +284,14 @@ func (s vfState) withRates(d *device, least, most int) (vfState, error) {
 		return s, syscall.EINVAL
 	}
 	return s, nil
+}
+
+// refuseZero is what sriov.Attributes does with the zero GUID, which it never hands to a driver.
+func refuseZero(guid ib.GUID) error {
+	if guid.IsZero() {
+		return syscall.EINVAL
+	}
+	return nil
 }
 
 // withLinkState: auto, enable, disable (mlx5_eswitch_set_vport_state).

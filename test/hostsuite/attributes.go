@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"vfbroker/iommu"
+	"vfbroker/rdma/ib"
 	"vfbroker/sriov"
 	"vfbroker/sriov/pci"
 	"vfbroker/sriov/sysfs"
@@ -26,8 +27,17 @@ func (h *host) wanted() sriov.VFAttrs {
 	if h.MinRate {
 		want.MinRate = new(10)
 	}
+	if h.pf().InfiniBand {
+		want.NodeGUID, want.PortGUID = new(testGUID(1)), new(testGUID(2))
+	}
 	return want
 }
+
+// defaults are those of the PF's VFs.
+func (h *host) defaults() sriov.VFAttrs { return sriov.DefaultAttrsOf(h.pf()) }
+
+// testGUID is a local GUID for a VF.
+func testGUID(last byte) ib.GUID { return ib.GUID{0x02, 0, 0, 0, 0, 0, 0x0a, last} }
 
 func (h *host) set(vf int, want sriov.VFAttrs) (unsupported []string) {
 	h.t.Helper()
@@ -59,15 +69,15 @@ func testAttributes(t *testing.T, h *host) {
 		return
 	}
 	for i := range 3 { // the defaults, written: a driver's own may differ
-		h.sameNames(h.set(i, sriov.DefaultAttrs()))
+		h.sameNames(h.set(i, h.defaults()))
 	}
 	fresh := h.attrs()
 	if len(fresh) != 3 {
 		t.Fatalf("attributes of %d VFs, want 3", len(fresh))
 	}
 	for i, got := range fresh {
-		if differ := sriov.DefaultAttrs().Diff(got, h.Unsupported...); len(differ) > 0 {
-			t.Errorf("VF %d after setting the defaults differs in %q: %s", i, differ, cmp.Diff(sriov.DefaultAttrs(), got))
+		if differ := h.defaults().Diff(got, h.Unsupported...); len(differ) > 0 {
+			t.Errorf("VF %d after setting the defaults differs in %q: %s", i, differ, cmp.Diff(h.defaults(), got))
 		}
 	}
 	h.sameNames(h.set(1, h.wanted()))
@@ -80,7 +90,13 @@ func testAttributes(t *testing.T, h *host) {
 			t.Errorf("setting VF 1 changed VF %d (-before +after):\n%s", i, diff)
 		}
 	}
-	h.set(1, sriov.DefaultAttrs())
+	if pf := h.pf(); !pf.InfiniBand {
+		guids := sriov.VFAttrs{NodeGUID: new(testGUID(1)), PortGUID: new(testGUID(2))}
+		if got := h.set(1, guids); !slices.Equal(got, []string{sriov.AttrNodeGUID, sriov.AttrPortGUID}) {
+			t.Errorf("GUIDs of an Ethernet VF: %q not supported", got)
+		}
+	}
+	h.set(1, h.defaults())
 	if diff := cmp.Diff(fresh, h.attrs()); diff != "" {
 		t.Errorf("back at the defaults (-before +after):\n%s", diff)
 	}
@@ -102,7 +118,7 @@ func testAttributeLimits(t *testing.T, h *host) {
 	if !h.IsNetPF {
 		return // testAttributes has the refusal
 	}
-	h.set(0, sriov.DefaultAttrs())
+	h.set(0, h.defaults())
 	before := h.attrs()
 	for _, tt := range []struct {
 		name string
@@ -115,6 +131,7 @@ func testAttributeLimits(t *testing.T, h *host) {
 		{"VLAN over 12 bits", sriov.AttrVLAN, 0, sriov.VFAttrs{VLAN: new(4096)}},
 		{"QoS over 3 bits", sriov.AttrQoS, 0, sriov.VFAttrs{VLAN: new(1), QoS: new(8)}},
 		{"minimum over maximum", sriov.AttrMinRate, 0, sriov.VFAttrs{MinRate: new(200), MaxRate: new(100)}},
+		{"GUID of zero", sriov.AttrNodeGUID, 0, sriov.VFAttrs{NodeGUID: new(ib.GUID)}},
 		{"link state that does not exist", sriov.AttrLinkState, 0, sriov.VFAttrs{LinkState: new(9)}},
 	} {
 		unsupported, err := h.Attributes.Set(h.ctx(), pf, tt.vf, tt.want)

@@ -189,7 +189,12 @@ func (h *host) answers(w write, err error) {
 }
 
 // supports says whether the PF's driver can set an attribute.
-func (h *host) supports(name string) bool { return !slices.Contains(h.Unsupported, name) }
+func (h *host) supports(name string) bool {
+	if name == sriov.AttrNodeGUID || name == sriov.AttrPortGUID {
+		return h.pf().InfiniBand
+	}
+	return !slices.Contains(h.Unsupported, name)
+}
 
 // recorder is a file tree that keeps what is written to it, and lets a test act just before a write.
 type recorder struct {
