@@ -259,6 +259,9 @@ func (b *Broker) fill(ctx context.Context, l *Lease, id FunctionID) error {
 		return fmt.Errorf("read function %s: %w: %w: %w", id, ErrUnavailable, errChanged, err)
 	}
 	l.Addr = vf.Addr
+	if err := b.giveGUIDs(pf, &l.Plan.WantAttrs); err != nil {
+		return err
+	}
 	if vf.Driver != "" {
 		return foreign(l, vf.Driver)
 	}

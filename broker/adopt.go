@@ -7,8 +7,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"vfbroker/sriov"
 )
 
 // maxLooks is how many guests are looked at at a time.
@@ -130,7 +128,7 @@ func (b *Broker) adopted(ctx context.Context, hv Hypervisor, l *Lease) (err erro
 	l.State, l.Granted, l.BootID, l.Created = Active, true, b.bootID, time.Now()
 	l.Changed = l.Created
 	l.Request = Request{RequestID: "adopted/" + string(l.ID), Guest: l.Guest.ID}
-	l.Plan.Found, l.Plan.FoundAttrs = Setting{UID: -1, GID: -1}, sriov.DefaultAttrs()
+	l.Plan.Found, l.Plan.FoundAttrs = Setting{UID: -1, GID: -1}, b.defaultsOf(l.Function)
 	if l.Plan.Want, err = hv.Setting(ctx, l.function()); err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"sync"
 
+	"vfbroker/rdma/ib"
 	"vfbroker/sriov"
 )
 
@@ -27,6 +28,37 @@ func (b *Broker) wantedAttrs(r Request) (sriov.VFAttrs, error) {
 	mac[0] = mac[0]&^1 | 2 // unicast, locally administered
 	want.MAC = mac
 	return want, nil
+}
+
+// defaultsOf is what a function is set to while nobody has it.
+func (b *Broker) defaultsOf(id FunctionID) sriov.VFAttrs {
+	b.mu.look()
+	defer b.mu.Unlock()
+	if p := b.inv.byID[id.PF]; p != nil {
+		return sriov.DefaultAttrsOf(p.pf)
+	}
+	return sriov.DefaultAttrs()
+}
+
+// newGUID is a GUID of the guest's own, locally administered (IEEE EUI-64).
+func (b *Broker) newGUID() (*ib.GUID, error) {
+	var g ib.GUID
+	if _, err := io.ReadFull(b.rand, g[:]); err != nil {
+		return nil, fmt.Errorf("choose GUID: %w", errors.Join(ErrUnavailable, err))
+	}
+	g[0] = g[0]&^1 | 2
+	return &g, nil
+}
+
+// giveGUIDs has a grant on InfiniBand set GUIDs, by which the fabric knows the VF.
+func (b *Broker) giveGUIDs(pf sriov.PF, want *sriov.VFAttrs) (err error) {
+	if !pf.InfiniBand {
+		return nil
+	}
+	if want.NodeGUID, err = b.newGUID(); err == nil {
+		want.PortGUID, err = b.newGUID()
+	}
+	return err
 }
 
 // readAttributes reads a VF's attributes through its PF's VF list.

@@ -76,6 +76,8 @@ func (l Limits) withDefaults() Limits {
 type Policy struct {
 	PFs   []PFPolicy
 	Grace time.Duration // after a lease's end, in which it can still be renewed
+
+	NoReset sriov.ResetPolicy // models that must not be reset: their VFs are quarantined after a lease
 }
 
 // PFPolicy is the policy of one PF.

@@ -88,7 +88,7 @@ func (b *Broker) settledOf(p *pfState) (all []settled) {
 		e := b.leases.byID[v.lease]
 		switch {
 		case v.state == Free:
-			all = append(all, settled{id: p.functionID(i), attrs: sriov.DefaultAttrs()})
+			all = append(all, settled{id: p.functionID(i), attrs: sriov.DefaultAttrsOf(p.pf)})
 		case e != nil && e.lease.State == Active && !e.driven:
 			all = append(all, settled{p.functionID(i), e.lease.Plan.Want.Driver, e.lease.Plan.WantAttrs, e.lease, e})
 		}

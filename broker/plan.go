@@ -35,7 +35,7 @@ func (b *Broker) PlanRelease(c Caller, r ReleaseRequest) (Lease, []string, error
 		return l, nil, nil
 	}
 	detach := fmt.Sprintf("detach %s from guest %s", l.Addr, l.Guest.ID)
-	return l, append([]string{detach}, scrubWrites(l)...), nil
+	return l, append([]string{detach}, scrubWrites(l, b.defaultsOf(l.Function))...), nil
 }
 
 // PlanClear says what Clear would do, and changes nothing.
@@ -56,7 +56,7 @@ func (b *Broker) PlanClear(c Caller, function string) (VFView, []string, error) 
 	case err != nil:
 		return p.vfView(id.Index), nil, err
 	}
-	return p.vfView(id.Index), scrubWrites(l), nil
+	return p.vfView(id.Index), scrubWrites(l, sriov.DefaultAttrsOf(p.pf)), nil
 }
 
 // grantWrites are the host writes and guest commands of a grant.
@@ -72,8 +72,7 @@ func (l Lease) grantWrites() []string {
 }
 
 // scrubWrites are the host writes that clear a function after its lease.
-func scrubWrites(l Lease) []string {
-	def := sriov.DefaultAttrs()
+func scrubWrites(l Lease, def sriov.VFAttrs) []string {
 	return []string{
 		fmt.Sprintf("bind %s to %s", l.Addr, orNone(l.Plan.Found.Driver)),
 		fmt.Sprintf("reset %s", l.Addr),

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"vfbroker/iommu"
-	"vfbroker/sriov"
 )
 
 // Clear takes a function out of quarantine, by a scrub that succeeds: unbound
@@ -124,7 +123,7 @@ func (b *Broker) scrubAgain(ctx context.Context, id FunctionID, l Lease) (Functi
 		}
 	}
 	if err == nil && !scrub.NotReadBack {
-		if diff := sriov.DefaultAttrs().Diff(scrub.After, scrub.Unsupported...); len(diff) > 0 {
+		if diff := b.defaultsOf(id).Diff(scrub.After, scrub.Unsupported...); len(diff) > 0 {
 			err = fmt.Errorf("its %v are not the defaults after they were cleared", diff)
 		}
 	}

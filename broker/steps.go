@@ -89,7 +89,7 @@ func (b *Broker) condition(ctx context.Context, l Lease, s StepName, tried bool)
 func (b *Broker) attributesAre(ctx context.Context, l Lease, tried bool) (condition, error) {
 	want, same := l.Plan.WantAttrs, asWanted
 	if l.State == Releasing {
-		want, same = sriov.DefaultAttrs(), asFree
+		want, same = b.defaultsOf(l.Function), asFree
 	}
 	now, err := b.readAttributes(ctx, l.Function)
 	if errors.Is(err, sriov.ErrNotReadable) && tried {
@@ -196,10 +196,10 @@ func (d *driver) undo(ctx context.Context, l *Lease, s StepName) (observation, e
 func (b *Broker) scrub(ctx context.Context, l *Lease, s StepName, evidence *ScrubRecord) (err error) {
 	if s == StepReset {
 		evidence.Before, _ = b.readAttributes(ctx, l.Function) // what counts is read back after
-		evidence.Method, err = sriov.Reset(ctx, b.fs, l.Addr)
+		evidence.Method, err = b.policy.NoReset.Reset(ctx, b.fs, l.Addr)
 		return err
 	}
-	if evidence.Unsupported, err = b.writeAttributes(ctx, l.Function, sriov.DefaultAttrs()); err != nil {
+	if evidence.Unsupported, err = b.writeAttributes(ctx, l.Function, b.defaultsOf(l.Function)); err != nil {
 		return err
 	}
 	evidence.After, err = b.readAttributes(ctx, l.Function)

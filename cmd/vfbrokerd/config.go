@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"vfbroker/broker"
+	"vfbroker/sriov/pci"
 )
 
 // config is the daemon's configuration file. A key that is not here is an error.
@@ -23,6 +24,7 @@ type config struct {
 	AuditFile     string                 `yaml:"audit_file"`     // gets a copy of the audit log, one JSON record a line; "": none
 	MetricsSocket string                 `yaml:"metrics_socket"` // HTTP; "": none
 	LeaseGrace    time.Duration          `yaml:"lease_grace"`    // after a lease's end, in which it can still be renewed; as Go writes it, "30s"
+	NoReset       map[pci.ID]string      `yaml:"no_reset"`       // models ("15b3:101c") that must not be reset, with the reason: their VFs are quarantined after a lease
 	Log           logConfig              `yaml:"log"`
 	PFs           []pfConfig             `yaml:"pfs"`        // the allow-list: no other device is written to
 	Guests        map[string]guestConfig `yaml:"guests"`     // by id
@@ -171,7 +173,7 @@ const maxVFs = 1<<16 - 1
 
 // policy is the broker's form of the allow-list.
 func (c *config) policy() broker.Policy {
-	p := broker.Policy{Grace: c.LeaseGrace}
+	p := broker.Policy{Grace: c.LeaseGrace, NoReset: c.NoReset}
 	for _, pf := range c.PFs {
 		p.PFs = append(p.PFs, broker.PFPolicy{PF: pf.PF, VFs: pf.VFs, MaxVFs: pf.MaxVFs, Trust: pf.Trust, Repair: pf.Drift == driftRepair})
 	}

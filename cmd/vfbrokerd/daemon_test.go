@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"vfbroker/broker"
+	"vfbroker/sriov"
 )
 
 func contextOf(t *testing.T) (context.Context, context.CancelFunc) {
@@ -150,12 +151,13 @@ func TestListIsBounded(t *testing.T) {
 func TestPolicy(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]broker.Policy{
-		"":                                {Grace: 30 * time.Second},
-		"lease_grace: 1m30s":              {Grace: 90 * time.Second},
-		"lease_grace: 0s":                 {},
-		"pfs: [{pf: a}]\nlease_grace: 0s": {PFs: []broker.PFPolicy{{PF: "a"}}},
-		"pfs: [{pf: a, drift: report}]\nlease_grace: 0s": {PFs: []broker.PFPolicy{{PF: "a"}}},
-		"pfs: [{pf: a, drift: repair}]\nlease_grace: 0s": {PFs: []broker.PFPolicy{{PF: "a", Repair: true}}},
+		"":                   {Grace: 30 * time.Second},
+		"lease_grace: 1m30s": {Grace: 90 * time.Second},
+		"lease_grace: 0s":    {},
+		"no_reset: {\"8086:10ca\": hangs}\nlease_grace: 0s": {NoReset: sriov.ResetPolicy{{Vendor: 0x8086, Device: 0x10ca}: "hangs"}},
+		"pfs: [{pf: a}]\nlease_grace: 0s":                   {PFs: []broker.PFPolicy{{PF: "a"}}},
+		"pfs: [{pf: a, drift: report}]\nlease_grace: 0s":    {PFs: []broker.PFPolicy{{PF: "a"}}},
+		"pfs: [{pf: a, drift: repair}]\nlease_grace: 0s":    {PFs: []broker.PFPolicy{{PF: "a", Repair: true}}},
 	} {
 		c, err := parseConfig(strings.NewReader(text), "test")
 		if err != nil {
