@@ -40,7 +40,56 @@ type Result struct {
 	Grants      int         `json:"grants"`      // that clients got
 	Releases    int         `json:"releases"`
 
+	Tenants  []Tenant `json:"tenants"`
+	Unbind   Unbind   `json:"unbind"`
+	Behind   Behind   `json:"behind"`
+	Rebinds  Rebinds  `json:"rebinds"`
+	PowerCut PowerCut `json:"power_cut"`
+
 	recoveries []float64
+}
+
+// Tenant is what a guest left behind in its VF, and what the next one saw of it.
+type Tenant struct {
+	Killed        bool `json:"killed"`          // the guest was killed; else it was lent the VF until a release
+	Promiscuous   bool `json:"promiscuous"`     // it was
+	OwnMACRefused bool `json:"own_mac_refused"` // by the PF's driver
+	FramesBefore  int  `json:"frames_before"`   // that it was seen to send when it ended
+	VLANBefore    int  `json:"vlan_before"`     // frames of its VLAN that it took in
+
+	Own     int `json:"own"`     // of as many frames the next tenant took in its own, and
+	Foreign int `json:"foreign"` // those to the last tenant, to its MAC or VLAN, and to strangers, all together
+}
+
+// Unbind is how it went when the PF was taken from its driver under two leases.
+type Unbind struct {
+	Lost      int     `json:"lost"` // leases
+	Seconds   float64 `json:"seconds"`
+	LentAgain bool    `json:"lent_again"`
+}
+
+// Behind is how it went when somebody else set the MAC of a free VF and of a lent one.
+type Behind struct {
+	FreeLentClean bool    `json:"free_lent_clean"`
+	DriftReported bool    `json:"drift_reported"`
+	DriftSeconds  float64 `json:"drift_seconds"`
+}
+
+// Rebinds is how it went when somebody else bound and unbound VFs.
+type Rebinds struct {
+	Cycles  int     `json:"cycles"`
+	Phantom int     `json:"phantom"` // VFs, or drivers of VFs, that only the API has
+	Missing int     `json:"missing"` // those that only the kernel has
+	MaxLag  float64 `json:"max_lag_seconds"`
+}
+
+// PowerCut is how it went when the host lost its power in the middle of acquires.
+type PowerCut struct {
+	Cuts    int     `json:"cuts"`
+	Told    int     `json:"told"`    // grants that clients had been told of in those boots
+	Lost    int     `json:"lost"`    // those that the journal does not have, or has as live
+	Lent    int     `json:"lent"`    // grants after them
+	Seconds float64 `json:"seconds"` // from the daemon's start to all VFs being free, at most
 }
 
 // Interrupted counts the calls that were under way when the daemon was killed.
@@ -66,6 +115,9 @@ func (r *Result) recovered(seconds float64) {
 	sorted := slices.Sorted(slices.Values(r.recoveries))
 	r.MedianRecovery = sorted[len(sorted)/2]
 }
+
+// cutMarker is the line by which the test on the emulated host asks for its power to be cut.
+const cutMarker = "chaos: cut the power"
 
 // resultFile is the result's name in a directory.
 const resultFile = "chaos.json"

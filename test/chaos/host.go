@@ -111,3 +111,9 @@ func groupHolders(proc string) (map[int][]int, error) {
 	}
 	return holders, nil
 }
+
+// numVFs is how many VFs the kernel shows.
+func (h *host) numVFs() (int, error) {
+	pf, err := sriov.ReadPF(h.fs, h.pf.Addr)
+	return pf.NumVFs, err
+}

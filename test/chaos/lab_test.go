@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -31,9 +30,13 @@ const (
 type chaos struct {
 	daemon *rig.Daemon
 	host   *host
+	nested []*nested
 	rand   *rand.Rand
 	result Result
 	out    string
+
+	top      *testing.T // of all parts
+	requests int        // that lend has made
 }
 
 func TestMain(m *testing.M) {
@@ -41,20 +44,49 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestChaos runs the parts one after the other, as far as CHAOS_PARTS names them (a regular
-// expression is go test's own -run). CHAOS_SEED replays a run's choices.
+// TestChaos runs the parts one after the other. CHAOS_SEED replays a run's choices.
 func TestChaos(t *testing.T) {
 	if os.Getenv("VFLAB") != "1" {
 		t.Fatal("this is not the emulated host: run it by vflab run, it takes VFs from under their users")
 	}
-	c := &chaos{out: os.Getenv("OUT")}
+	c := &chaos{out: os.Getenv("OUT"), top: t}
+	if boot := number(t, "VFLAB_BOOT", 1); boot > 1 {
+		c.afterPowerCut(t, boot)
+		return
+	}
 	c.result = Result{Schema: 1, Label: os.Getenv("VFLAB_LABEL"), Clock: os.Getenv("VFLAB_CLOCK"), Kernel: os.Getenv("VFLAB_KERNEL"),
 		Seed: uint64(number(t, "CHAOS_SEED", int(time.Now().UnixNano()&0x7fffffff)))}
 	t.Logf("CHAOS_SEED=%d", c.result.Seed)
 	c.rand = rand.New(rand.NewPCG(c.result.Seed, 0))
+	defer c.write(t)
 	c.start(t)
-	passed := t.Run("Kills", func(t *testing.T) { c.kills(t, number(t, "CHAOS_KILLS", 5)) })
-	c.result.Passed = passed
+	for _, part := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"Kills", func(t *testing.T) { c.kills(t, number(t, "CHAOS_KILLS", 8)) }},
+		{"Rebinds", func(t *testing.T) { c.rebinds(t, number(t, "CHAOS_REBINDS", 50)) }},
+		{"Behind", c.behind},
+		{"Guests", func(t *testing.T) { c.guestKills(t, number(t, "CHAOS_GUEST_KILLS", 2)) }},
+		{"Tenants", c.tenants},
+		{"Unbind", c.unbind},
+	} {
+		began := time.Now()
+		t.Run(part.name, part.run)
+		t.Logf("%s: %.0f s", part.name, time.Since(began).Seconds())
+		if t.Failed() {
+			return // a part that fails leaves the next ones nothing to stand on
+		}
+	}
+	if cuts := number(t, "CHAOS_CUTS", 0); cuts > 0 {
+		c.powerCut(t)
+		return
+	}
+	c.result.Passed = !t.Failed()
+}
+
+// write writes the result as it is.
+func (c *chaos) write(t *testing.T) {
 	if err := c.result.write(c.out); err != nil {
 		t.Error(err)
 	}
@@ -66,8 +98,8 @@ func number(t *testing.T, name string, otherwise int) int {
 		return otherwise
 	}
 	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 {
-		t.Fatalf("%s=%q: want a number from 1", name, text)
+	if err != nil || n < 0 {
+		t.Fatalf("%s=%q: want a number from 0", name, text)
 	}
 	return n
 }
@@ -159,84 +191,5 @@ func (c *chaos) check(ctx context.Context, t *testing.T, live []*pb.Lease, told 
 	c.result.fault(v)
 	if len(v.all()) > 0 {
 		t.Errorf("after the restart:\n%s", v)
-	}
-}
-
-// kills kills the daemon n times under load.
-func (c *chaos) kills(t *testing.T, n int) {
-	s := c.scripted(t)
-	l := newLoad(c.daemon, c.host, s.names(), 5, c.result.Seed)
-	defer l.end()
-	window := c.warmUp(t, l)
-	for i := range n {
-		began := time.Now()
-		c.killUnderLoad(t, l, window)
-		c.afterKill(t, l, s.who())
-		c.result.KillsScript++
-		if i%10 == 0 || t.Failed() {
-			t.Logf("kill %d of %d: %.2f s, grants %d, releases %d, interrupted %+v", i+1, n, time.Since(began).Seconds(), l.grants, l.releases, c.result.Interrupted)
-		}
-		if t.Failed() {
-			break
-		}
-	}
-	l.resume(true)
-	c.drained(t, l)
-	c.result.Grants += l.grants
-	c.result.Releases += l.releases
-}
-
-// drained waits until the clients hold nothing, and halts them.
-func (c *chaos) drained(t *testing.T, l *load) {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	l.resume(true)
-	if err := sysfs.Wait(ctx, func() (bool, error) { return l.idle(), nil }); err != nil {
-		t.Fatalf("wait until the clients hold nothing: %v", err)
-	}
-	l.halt()
-}
-
-// warmUp lets the load run without a kill and returns how long an acquire and a release take together, about.
-func (c *chaos) warmUp(t *testing.T, l *load) time.Duration {
-	began := time.Now()
-	l.resume(false)
-	time.Sleep(2 * time.Second) // the measurement
-	l.halt()
-	took := time.Since(began)
-	if l.releases == 0 {
-		t.Fatalf("no client has released anything within %v: %v", took, l.faults)
-	}
-	window := took * time.Duration(len(l.clients)) / time.Duration(l.releases)
-	t.Logf("without a kill: %d grants and %d releases in %v, so %v for a lease", l.grants, l.releases, took, window)
-	return window
-}
-
-// killUnderLoad kills the daemon at a random moment of a lease's life.
-func (c *chaos) killUnderLoad(t *testing.T, l *load, window time.Duration) {
-	l.resume(false)
-	time.Sleep(time.Duration(c.rand.Int64N(int64(window)))) // the moment of the kill
-	acquires, releases, err := l.kill()
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.halt()
-	c.result.Kills++
-	c.result.Interrupted.Acquires += acquires
-	c.result.Interrupted.Releases += releases
-}
-
-// afterKill restarts the daemon, waits until nothing is under way, and judges.
-func (c *chaos) afterKill(t *testing.T, l *load, who guests) {
-	ctx, cancel := context.WithTimeout(t.Context(), settling)
-	defer cancel()
-	began := c.restart(ctx, t)
-	live := c.settle(ctx, t, began, settling)
-	c.check(ctx, t, live, l.told(), who)
-	faults, dirty := l.take()
-	c.result.Dirty += len(dirty)
-	c.result.Broken += len(faults)
-	for _, fault := range slices.Concat(faults, dirty) {
-		t.Error(fault)
 	}
 }

@@ -23,6 +23,7 @@ type load struct {
 	host   *host
 	pf     string
 	guests []string
+	note   func(*pb.Lease) error // writes a grant down; nil: it need not be
 
 	mu      sync.Mutex
 	changed *sync.Cond
@@ -35,6 +36,7 @@ type load struct {
 	clients              []*client
 	grants, releases     int
 	acquireTime, cycles  time.Duration
+	dead                 string   // guest that was killed: what its clients see is no fault
 	faults               []string // what no client may see
 	dirty                []string
 }
@@ -106,7 +108,7 @@ func (l *load) told() (all []tenancy) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, c := range l.clients {
-		if c.lease != nil && !c.leaving {
+		if c.lease != nil && !c.leaving && c.lease.Guest != l.dead {
 			all = append(all, tenancy{c.lease.Id, c.lease.Generation.GetCounter(), &c.asked})
 		}
 	}
@@ -184,19 +186,56 @@ func (l *load) acquire(c *client) {
 	began := l.begin(&l.acquiring)
 	reply, err := l.daemon.Acquire(ctx, c.request)
 	l.done(&l.acquiring)
-	l.mu.Lock()
-	halted := l.halted
-	l.mu.Unlock()
 	switch code := status.Code(err); {
 	case err == nil:
 		l.granted(c, reply.Lease, time.Since(began))
-	case code == codes.Unavailable: // the daemon was killed, now or, of a repeated request, before
-	case code == codes.ResourceExhausted && !halted: // functions of interrupted requests are still on their way back
+	case lost(err): // the daemon was killed, now or, of a repeated request, before
+	case code == codes.ResourceExhausted: // functions of interrupted requests are still on their way back
+		l.forget(c)
+	case l.isDead(c.request.Guest):
 		l.forget(c)
 	default:
 		l.fail("client %d: acquire for request %s: %v", c.n, c.request.RequestId, err)
 		l.forget(c)
 	}
+}
+
+// lost says whether a call ended with the daemon or with the connection to it.
+func lost(err error) bool {
+	code := status.Code(err)
+	return code == codes.Unavailable || code == codes.Canceled
+}
+
+// shake says that a guest is killed.
+func (l *load) shake(guest string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.dead = guest
+}
+
+// calm says that the guest that was killed is back, without what it had. The clients are halted.
+func (l *load) calm() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.clients {
+		if c.request != nil && c.request.Guest == l.dead {
+			c.request = nil // it may have been granted and ended: no repetition is to be expected
+		}
+	}
+	l.dead = ""
+}
+
+func (l *load) isDead(guest string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.dead == guest
+}
+
+// returned is how many leases were released.
+func (l *load) returned() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.releases
 }
 
 // ask makes a new request: any of the guests, and at random a MAC, a VLAN and a rate.
@@ -227,6 +266,11 @@ func (l *load) forget(c *client) {
 // granted looks at what was handed out before anybody can have used it.
 func (l *load) granted(c *client, lease *pb.Lease, took time.Duration) {
 	traces := l.tracesOf(lease, &c.asked)
+	if l.note != nil {
+		if err := l.note(lease); err != nil {
+			l.fail("write down lease %s: %v", lease.Id, err)
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c.request, c.lease = nil, lease
@@ -263,7 +307,7 @@ func (l *load) release(c *client) {
 	reply, err := l.daemon.Release(ctx, &pb.ReleaseRequest{RequestId: "release-" + c.lease.Id, LeaseId: c.lease.Id, Generation: c.lease.Generation})
 	l.done(&l.releasing)
 	switch {
-	case status.Code(err) == codes.Unavailable:
+	case lost(err):
 		return
 	case err != nil:
 		l.fail("client %d: release lease %s: %v", c.n, c.lease.Id, err)

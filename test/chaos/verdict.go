@@ -186,3 +186,17 @@ func underWay(live []*pb.Lease, pf *pb.PF) string {
 	}
 	return ""
 }
+
+// apart lists what the API has and the kernel has not, and the other way round: VFs, and drivers of VFs.
+func apart(kernel, api map[string]string) (phantom, missing []string) {
+	only := func(a, b map[string]string) (list []string) {
+		for name, driver := range a {
+			if other, found := b[name]; !found || other != driver {
+				list = append(list, fmt.Sprintf("%s with driver %q", name, driver))
+			}
+		}
+		slices.Sort(list)
+		return list
+	}
+	return only(api, kernel), only(kernel, api)
+}

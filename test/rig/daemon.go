@@ -60,13 +60,21 @@ func (d *Daemon) PID() int { return d.cmd.Process.Pid }
 
 // Start starts the daemon and returns when it serves.
 func (d *Daemon) Start(ctx context.Context) error {
+	if err := d.Launch(); err != nil {
+		return err
+	}
+	return d.Connect(ctx)
+}
+
+// Launch starts the daemon and does not wait for anything.
+func (d *Daemon) Launch() error {
 	cmd := exec.Command("vfbrokerd", "--config", d.config(), "--socket", d.socket(), "--metrics-socket", d.Metrics(), "--state-dir", d.state())
 	cmd.Stdout, cmd.Stderr = d.log, d.log
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start vfbrokerd: %w", err)
 	}
 	d.cmd = cmd
-	return d.Connect(ctx)
+	return nil
 }
 
 // redial is the pause between two tries to connect. They cost the only processor what a start needs.

@@ -132,6 +132,15 @@ soak)
 	exec vflab run --kernel backports --clock deterministic --timeout 25m --out out --env SOAK_CYCLES="${CYCLES:-50}" -- \
 		sh -c "cd test/soak && exec $PWD/bin/lab/soak.test -test.v -test.timeout 24m"
 	;;
+chaos)
+	setup
+	mkdir -p out
+	vflab image
+	lab_binary test/chaos
+	# CHAOS_SEED, which the test prints, makes the same choices again.
+	export CHAOS_KILLS="${KILLS:-180}" CHAOS_GUEST_KILLS="${GUEST_KILLS:-20}" CHAOS_REBINDS="${REBINDS:-1000}" CHAOS_CUTS="${CUTS:-2}"
+	exec go test -v -count 1 -tags labhost -run '^TestHostChaos$' -timeout 70m ./test/chaos
+	;;
 bench)
 	setup
 	mkdir -p out
@@ -152,7 +161,7 @@ fuzz)
 	done
 	;;
 *)
-	echo "usage: $0 test|unit|check|demo|soak|bench|sim|fuzz" >&2
+	echo "usage: $0 test|unit|check|demo|soak|chaos|bench|sim|fuzz" >&2
 	exit 2
 	;;
 esac
