@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -118,10 +119,13 @@ func TestDriftOfAttributes(t *testing.T) {
 	l := r.acquire("1", "a")
 	r.behind(0, sriov.VFAttrs{Trust: new(true)})
 	r.behind(1, sriov.VFAttrs{VLAN: new(7)})
-	r.until("both are seen", func() bool {
+	r.behind(2, sriov.VFAttrs{MAC: net.HardwareAddr{2, 0, 0, 0, 0, 9}})
+	r.until("all are seen", func() bool {
 		return kinds(r.function(0).Drift) == "attributes: want trust=false, found trust=true" &&
-			kinds(r.function(1).Drift) == "attributes: want vlan=0, found vlan=7"
+			kinds(r.function(1).Drift) == "attributes: want vlan=0, found vlan=7" &&
+			kinds(r.function(2).Drift) == "attributes: want mac=00:00:00:00:00:00, found mac=02:00:00:00:00:09"
 	})
+	r.behind(2, sriov.VFAttrs{MAC: make(net.HardwareAddr, 6)})
 	if !*r.attrs(0).Trust {
 		t.Error("it was set right, and no policy wants that")
 	}

@@ -16,7 +16,8 @@ import (
 )
 
 // TestHostChaos boots the emulated host, runs TestChaos on it, and cuts its power when that asks for it. The lab's
-// test binary is bin/lab/chaos.test, the programs are in bin; CHAOS_… are handed on.
+// test binary is bin/lab/chaos.test, the programs are in bin; CHAOS_… are handed on, and
+// CHAOS_RUN is a pattern of the parts that are to be run.
 func TestHostChaos(t *testing.T) {
 	root, err := filepath.Abs("../..")
 	if err != nil {
@@ -41,7 +42,7 @@ func TestHostChaos(t *testing.T) {
 		}
 	}
 	asked := &marked{to: os.Stdout, seen: make(chan struct{}, 1)}
-	m, err := lab.Start(t.Context(), img, o, []string{filepath.Join(root, "bin/lab/chaos.test"), "-test.v", "-test.run", "^TestChaos$", "-test.timeout", "59m"}, asked, os.Stderr)
+	m, err := lab.Start(t.Context(), img, o, []string{filepath.Join(root, "bin/lab/chaos.test"), "-test.v", "-test.run", "^TestChaos$/" + os.Getenv("CHAOS_RUN"), "-test.timeout", "59m"}, asked, os.Stderr)
 	if err != nil {
 		t.Fatal(err)
 	}
