@@ -45,7 +45,7 @@ func exists(t *testing.T, name string) bool {
 	case kind == "sim":
 		return grep(t, "-E", `^	\{(name: )?"`+what+`",`, "test/sim")
 	case kind == "chaos":
-		return grep(t, "-E", `t\.Run\("`+what+`"`, "test/chaos")
+		return grep(t, "-E", `\{"`+what+`",|^func .*`+what+`\(`, "test/chaos")
 	default:
 		return grep(t, "-E", "--include=*_test.go", "^func "+name+`\(`, "bench", "broker", "cmd", "guestshim", "iommu", "rdma", "sriov", "test")
 	}
