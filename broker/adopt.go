@@ -37,7 +37,7 @@ func (b *Broker) adopt(ctx context.Context) []Lease {
 			if p.policy == nil || held[id] || v.vf.Driver != "" && !b.oursToBind(v.vf.Driver) {
 				continue
 			}
-			record := FunctionRecord{ID: id, Quarantined: "the journal is new, and nothing is known of its last tenant", Rescrub: true}
+			record := FunctionRecord{ID: id, Quarantined: "the journal is new, and nothing is known of its last tenant; it is scrubbed before it is lent", Rescrub: true}
 			b.inv.records[id] = record
 			v.become(record)
 			batch.Functions = append(batch.Functions, record)

@@ -75,7 +75,7 @@ func (b *Broker) auditOfEnd(l Lease, record FunctionRecord) []AuditRecord {
 		return nil // the function was never lent
 	}
 	r := b.auditOf(l, event)
-	r.Scrub = record.Scrub
+	r.Scrub, r.Caller = record.Scrub, l.ReleasedBy
 	if record.Quarantined != "" {
 		r.Reason = record.Quarantined
 	}

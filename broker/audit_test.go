@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"vfbroker/broker"
 )
 
@@ -61,15 +63,25 @@ func TestAudit(t *testing.T) {
 		if l.Event == broker.AuditReleased && (l.Scrub == nil || l.Scrub.Method == "" || l.Scrub.After.SpoofChk == nil) {
 			t.Errorf("the release of %s has no evidence of its scrub: %+v", l.Lease, l.Scrub)
 		}
-		if l.Lease == a.ID && (*l.Caller != alice.UID || *l.Tenant != alice.UID || l.Guest != "a" || l.Function != a.Function.String()) {
+		if *l.Tenant != alice.UID || l.Lease == a.ID && (l.Guest != "a" || l.Function != a.Function.String()) {
 			t.Errorf("record %+v does not say who had what", l.AuditRecord)
 		}
 	}
-	for name, f := range map[string]broker.AuditFilter{
-		"function": {Function: b.Function.String()}, "address": {Function: b.Addr.String()}, "caller": {Tenant: "0"},
+	// Who asked: alice for the first lease and its renewal, root for its end and for the other lease, nobody for that one's end.
+	for i, want := range []*int{&alice.UID, &root.UID, &alice.UID, &root.UID, nil} {
+		if got := all[i].Caller; !cmp.Equal(got, want) {
+			t.Errorf("record %d, %s: who asked is not as it was: %v", i, all[i].Event, got)
+		}
+	}
+	for name, tt := range map[string]struct {
+		f    broker.AuditFilter
+		want []row
+	}{
+		"function": {broker.AuditFilter{Function: b.Function.String()}, []row{want[1], want[4]}},
+		"address":  {broker.AuditFilter{Function: b.Addr.String()}, []row{want[1], want[4]}},
+		"caller":   {broker.AuditFilter{Tenant: "0"}, []row{want[1], want[3]}},
 	} {
-		got := rows(r.audit(f))
-		if fmt.Sprint(got) != fmt.Sprint([]row{want[1], want[4]}) {
+		if got := rows(r.audit(tt.f)); fmt.Sprint(got) != fmt.Sprint(tt.want) {
 			t.Errorf("by %s: %v", name, got)
 		}
 	}

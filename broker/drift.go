@@ -216,7 +216,6 @@ func attrText(a sriov.VFAttrs, names []string) string {
 	if err != nil {
 		return err.Error()
 	}
-	values[sriov.AttrMAC] = a.MAC // to JSON it is bytes
 	var parts []string
 	for _, name := range names {
 		parts = append(parts, fmt.Sprintf("%s=%v", name, values[name]))

@@ -175,7 +175,8 @@ type Lease struct {
 	Plan        Plan       `json:"plan"`
 	Unsupported []string   `json:"unsupported,omitempty"` // attributes that the driver does not support
 	Slot        Slot       `json:"slot,omitempty"`
-	Granted     bool       `json:"granted,omitempty"` // it was active once
+	Granted     bool       `json:"granted,omitempty"`     // it was active once
+	ReleasedBy  *int       `json:"released_by,omitempty"` // user id of who released it; nil: nobody, it ended by itself
 
 	// Until and Await are times since the host's boot, suspension included (CLOCK_BOOTTIME,
 	// clock_gettime(2)): no change of the date moves them, and no lease outlives a boot.

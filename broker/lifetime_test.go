@@ -142,6 +142,19 @@ func TestRestartedGuest(t *testing.T) {
 	r.pristine()
 }
 
+// A lease that waits for its guest can be released meanwhile.
+func TestReleaseWhileTheGuestIsAway(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, keepGuests)
+	l := r.acquire("1", "a")
+	r.hv.End("a")
+	r.await(l, broker.Pending)
+	if got := r.release(l); got.State != broker.Closed {
+		t.Errorf("released: %s", got.State)
+	}
+	r.pristine()
+}
+
 func TestGuestThatStaysAway(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, keepGuests, func(r *rig) { r.options.Limits.Restart = 20 * time.Millisecond })

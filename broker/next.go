@@ -150,14 +150,27 @@ func nextAwaiting(l Lease, o observed) action {
 	case a.is == asWanted:
 		return action{verb: adopt, guest: a.guest}
 	case o.now >= l.Await:
-		return action{verb: turn, to: Releasing, err: fmt.Errorf("the guest ended and did not come back: %w", ErrNotFound)}
+		return action{verb: turn, to: Releasing, err: errAway}
 	default:
 		return action{verb: wait, step: StepGuest, err: a.err}
 	}
 }
 
-// errOver is why a lease ends that was not renewed.
-var errOver = fmt.Errorf("its time is over: %w", ErrNotFound)
+// Why a lease ends by itself.
+var (
+	errOver = cause{"its time is over", ErrNotFound}
+	errAway = cause{"the guest ended and did not come back", ErrNotFound}
+)
+
+// cause is an error whose text needs no sentinel's.
+type cause struct {
+	text string
+	is   error
+}
+
+func (c cause) Error() string { return c.text }
+
+func (c cause) Unwrap() error { return c.is }
 
 // over says whether the lease has ended, grace included.
 func (l Lease) over(now time.Duration) bool { return l.Until != 0 && now >= l.Until+l.Plan.Grace }

@@ -75,7 +75,7 @@ func (b *Broker) endOldBoot(live []*entry) error {
 		}
 		err := b.transition(e, e.lease, func(l *Lease, batch *Batch) {
 			l.State, l.Reason = Closed, "the host was rebooted"
-			record := FunctionRecord{ID: l.Function, LastLease: l.ID, Quarantined: "it was lent when the host was rebooted", Rescrub: true}
+			record := FunctionRecord{ID: l.Function, LastLease: l.ID, Quarantined: "it was lent when the host was rebooted, and is scrubbed before it is lent again", Rescrub: true}
 			batch.Functions = append(batch.Functions, record)
 			batch.Audit = append(batch.Audit, b.auditOfEnd(*l, record)...)
 		}, fmt.Errorf("lease %s: %w: the host was rebooted", e.lease.ID, ErrNotFound))

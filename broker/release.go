@@ -25,7 +25,7 @@ func (b *Broker) Release(ctx context.Context, c Caller, r ReleaseRequest) (Lease
 	l := b.copyOf(e)
 	for l.State == Pending || l.State == Active {
 		err := b.transition(e, l, func(l *Lease, _ *Batch) {
-			l.State, l.Reason = Releasing, "released"
+			l.State, l.Reason, l.ReleasedBy = Releasing, "released", &c.UID
 		}, fmt.Errorf("lease %s: %w: it was released", l.ID, ErrConflict))
 		if err != nil && !errors.Is(err, errOvertaken) {
 			return Lease{}, err

@@ -37,6 +37,7 @@ func (b *Broker) Renew(ctx context.Context, c Caller, r RenewRequest) (Lease, er
 			l.Until = now + r.Duration
 		}
 		record := b.auditOf(*l, AuditRenewed)
+		record.Caller = &c.UID
 		record.ID, record.RequestID = fmt.Sprintf("%s/%d", record.ID, now), r.RequestID
 		batch.Audit = append(batch.Audit, record)
 	}

@@ -109,6 +109,9 @@ func (b *Broker) attributesAre(ctx context.Context, l Lease, tried bool) (condit
 
 // attachmentIs asks the hypervisor whether the guest holds the function.
 func (b *Broker) attachmentIs(ctx context.Context, hv Hypervisor, l Lease) (condition, error) {
+	if l.Guest.Incarnation == "" { // it ended, and is not back
+		return ended, fmt.Errorf("guest %s: it has ended: %w", l.Guest.ID, ErrNotFound)
+	}
 	held, err := hv.Attached(ctx, l.Guest)
 	switch {
 	case errors.Is(err, ErrNotFound):

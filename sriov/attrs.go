@@ -2,6 +2,8 @@ package sriov
 
 import (
 	"bytes"
+	"encoding/base64"
+	"encoding/json"
 	"net"
 	"slices"
 
@@ -30,6 +32,33 @@ func DefaultAttrs() VFAttrs {
 		MAC: make(net.HardwareAddr, 6), VLAN: new(int), QoS: new(int), MinRate: new(int), MaxRate: new(int),
 		SpoofChk: new(true), Trust: new(false), LinkState: new(int),
 	}
+}
+
+// MarshalJSON writes the address as people read it.
+func (a VFAttrs) MarshalJSON() ([]byte, error) {
+	type plain VFAttrs
+	return json.Marshal(struct {
+		MAC string `json:"mac,omitempty"`
+		plain
+	}{a.MAC.String(), plain(a)})
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote, and the base64 that was written before.
+func (a *VFAttrs) UnmarshalJSON(text []byte) error {
+	type plain VFAttrs
+	v := struct {
+		MAC string `json:"mac"`
+		*plain
+	}{plain: (*plain)(a)}
+	a.MAC = nil
+	err := json.Unmarshal(text, &v)
+	if err != nil || v.MAC == "" {
+		return err
+	}
+	if a.MAC, err = net.ParseMAC(v.MAC); err != nil {
+		a.MAC, err = base64.StdEncoding.DecodeString(v.MAC)
+	}
+	return err
 }
 
 // Names are the attributes that are known, or wanted.

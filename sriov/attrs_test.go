@@ -71,6 +71,7 @@ func TestAttrsJSON(t *testing.T) {
 		want string
 	}{
 		{sriov.VFAttrs{Trust: new(false)}, `{"trust":false}`},
+		{sriov.VFAttrs{MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, VLAN: new(7)}, `{"mac":"02:00:00:00:00:01","vlan":7}`},
 		{sriov.VFAttrs{NodeGUID: &ib.GUID{2, 0, 0, 0, 0, 0, 0, 1}, PortGUID: new(ib.GUID)}, `{"node_guid":"0200:0000:0000:0001","port_guid":"0000:0000:0000:0000"}`},
 	} {
 		text, err := json.Marshal(tt.in)
@@ -81,5 +82,17 @@ func TestAttrsJSON(t *testing.T) {
 		if err := json.Unmarshal(text, &again); err != nil || !again.Equal(tt.in) {
 			t.Errorf("%s comes back as %+v, %v", text, again, err)
 		}
+	}
+}
+
+// Attributes that were written with the address in base64 are still read; what is no address is not.
+func TestAttrsJSONOfBefore(t *testing.T) {
+	t.Parallel()
+	var a sriov.VFAttrs
+	if err := json.Unmarshal([]byte(`{"mac":"AgAAAAAB","vlan":7}`), &a); err != nil || a.MAC.String() != "02:00:00:00:00:01" || *a.VLAN != 7 {
+		t.Errorf("%+v, %v", a, err)
+	}
+	if err := json.Unmarshal([]byte(`{"mac":"an address"}`), &a); err == nil {
+		t.Errorf("it is read as %v", a.MAC)
 	}
 }
