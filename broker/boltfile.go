@@ -67,7 +67,10 @@ func (f *boltFile) check() error {
 		if err != nil || f.readOnly != nil {
 			return err
 		}
-		return errors.Join(f.Sync(), syncDir(filepath.Dir(f.Path())))
+		if err := f.Sync(); err != nil {
+			return err
+		}
+		return syncDir(filepath.Dir(f.Path()))
 	})
 }
 
@@ -103,7 +106,7 @@ func openBolt(path string, readOnly bool) (*boltFile, error) {
 
 // checkFile looks at the pages of a file, without bbolt.
 func checkFile(path string) error {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a named pipe would wait for a writer
 	if err != nil {
 		return err
 	}
@@ -143,22 +146,38 @@ func (s *JournalFile) replace(fill func(tx *bolt.Tx) error) error {
 		return err
 	}
 	defer f.Close()
-	if err := errors.Join(s.step("make"), fillBolt(temp, fill)); err != nil {
-		return errors.Join(err, os.Remove(temp))
+	info, err := s.fillNew(f, fill)
+	if err == nil {
+		err = os.Rename(temp, s.path)
 	}
-	// Read from the disk, not from the cache: fadvise(2) drops what is written.
-	if err := errors.Join(s.step("read back"), f.Sync(), unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED), checkFile(temp)); err != nil {
-		return errors.Join(err, os.Remove(temp))
-	}
-	info, err := f.Stat()
-	if err := errors.Join(err, s.step("rename")); err != nil {
-		return errors.Join(err, os.Remove(temp))
-	}
-	if err := os.Rename(temp, s.path); err != nil {
-		return errors.Join(err, os.Remove(temp))
+	if err != nil {
+		_ = os.Remove(temp) // in vain too, it is in nobody's way
+		return err
 	}
 	s.place = info
 	return s.step("sync directory")
+}
+
+// fillNew writes a new file and reads it back, from the disk and not from the cache: fadvise(2) drops what is written.
+func (s *JournalFile) fillNew(f *os.File, fill func(tx *bolt.Tx) error) (fs.FileInfo, error) {
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"make", func() error { return fillBolt(f.Name(), fill) }},
+		{"read back", f.Sync},
+		{"read back", func() error { return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) }},
+		{"read back", func() error { return checkFile(f.Name()) }},
+		{"rename", func() error { return nil }},
+	} {
+		if err := s.step(step.name); err != nil {
+			return nil, err
+		}
+		if err := step.do(); err != nil {
+			return nil, err
+		}
+	}
+	return f.Stat()
 }
 
 // fillBolt makes a bbolt file of an empty one.
