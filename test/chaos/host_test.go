@@ -42,7 +42,7 @@ func TestHostChaos(t *testing.T) {
 		}
 	}
 	asked := &marked{to: os.Stdout, seen: make(chan struct{}, 1)}
-	m, err := lab.Start(t.Context(), img, o, []string{filepath.Join(root, "bin/lab/chaos.test"), "-test.v", "-test.run", "^TestChaos$/" + os.Getenv("CHAOS_RUN"), "-test.timeout", "59m"}, asked, os.Stderr)
+	m, err := lab.Start(t.Context(), img, o, []string{filepath.Join(root, "bin/lab/chaos.test"), "-test.v", "-test.run", "^TestChaos$/(" + os.Getenv("CHAOS_RUN") + ")", "-test.timeout", "59m"}, asked, os.Stderr)
 	if err != nil {
 		t.Fatal(err)
 	}
