@@ -14,7 +14,8 @@ const maxLooks = 16
 
 // adopt learns what a journal that was lost would have said: from the guests that run, which functions are
 // lent, under the lease ids that their slots bear; and of every other function of the
-// allow-list, that nothing is known of it, so that it is scrubbed before it is lent. What cannot be written now is owed.
+// allow-list, that nothing is known of it, so that it is scrubbed before it is lent. What cannot be written now is owed. It
+// is one batch, PFs' names and all: with the first commit a journal is new no more.
 func (b *Broker) adopt(ctx context.Context) []Lease {
 	var leases []Lease
 	lent := b.lentTo(ctx)
@@ -31,7 +32,9 @@ func (b *Broker) adopt(ctx context.Context) []Lease {
 		batch.Audit = append(batch.Audit, b.auditOf(l, AuditAdopted))
 	}
 	b.mu.Lock()
+	b.adopting = false
 	for _, p := range b.inv.pfs {
+		batch.PFs = append(batch.PFs, p.record)
 		for i := range p.vfs {
 			id, v := p.functionID(i), &p.vfs[i]
 			if p.policy == nil || held[id] || v.vf.Driver != "" && !b.oursToBind(v.vf.Driver) {

@@ -106,6 +106,8 @@ type Broker struct {
 	listed func() ([]GuestID, error)
 	epoch  string
 
+	adopting bool // the journal is new, and what guests hold is not learned yet; of recover
+
 	ctx     context.Context // ends with Close
 	stop    context.CancelFunc
 	workers sync.WaitGroup

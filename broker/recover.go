@@ -22,7 +22,7 @@ func (b *Broker) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.epoch, b.counter = journal.Epoch, journal.Counter
+	b.epoch, b.counter, b.adopting = journal.Epoch, journal.Counter, journal.New
 	b.inv = newInventory(journal.Functions, journal.PFs)
 	if err := b.discover(ctx); err != nil {
 		return err
@@ -143,7 +143,7 @@ func (b *Broker) discover(ctx context.Context) error {
 // takeOver puts what was read of a PF into the inventory, under the name that it was learned by.
 func (b *Broker) takeOver(ctx context.Context, read uint64, pf sriov.PF, records []PFRecord) string {
 	record, changed := nameOf(pf, records)
-	if changed {
+	if changed && !b.adopting {
 		if err := b.commitOrOwe(ctx, Batch{PFs: []PFRecord{record}}); err != nil {
 			b.log.Error("journal: it is behind, and is written before anything is granted", "pf", record.ID, "err", err)
 		}
