@@ -215,8 +215,9 @@ func nextReleasing(o observed) action {
 		a := o.at(s)
 		switch {
 		case a.is == asFree, a.is == ended:
-		case a.is == unseen && s == StepReset:
-			// A reset leaves nothing to look at: it is done, or done again.
+		case a.is == unseen && (s == StepReset || s == StepAttributes && !a.tried):
+			// A reset leaves nothing to look at: it is done, or done again. Attributes are written
+			// whatever they are, and what is read back after is the evidence.
 			return action{verb: undo, step: s}
 		case a.is == unseen:
 			return action{verb: look, step: s}
