@@ -55,6 +55,7 @@ type Hypervisor struct {
 	events []chan broker.Event
 	shim   func(broker.GuestID) (net.Conn, error)
 	room   int // functions that a guest has room for
+	log    int // commands that guests got
 }
 
 type guest struct {
@@ -212,10 +213,16 @@ func (h *Hypervisor) effect(e Effect, do func() error) error {
 	h.mu.Lock()
 	hook := h.hook
 	h.mu.Unlock()
-	if hook == nil {
+	run := func() error {
+		h.mu.Lock()
+		h.log++
+		h.mu.Unlock()
 		return do()
 	}
-	return hook(e, do)
+	if hook == nil {
+		return run()
+	}
+	return hook(e, run)
 }
 
 // Capabilities implements broker.Hypervisor.
@@ -283,6 +290,9 @@ func (h *Hypervisor) Attach(ctx context.Context, g broker.Guest, f broker.Functi
 		return "", fmt.Errorf("attach %s to guest %s: %w", f.Addr, g.ID, err)
 	}
 	return slot, h.effect(Effect{"attach", g.ID, slot}, func() error {
+		if err := h.fits(in, slot, f); err != nil { // the host may have changed meanwhile
+			return fmt.Errorf("attach %s to guest %s: %w", f.Addr, g.ID, err)
+		}
 		h.mu.Lock()
 		_, held := in.slots[slot]
 		in.slots[slot] = f.Addr

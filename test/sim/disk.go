@@ -13,30 +13,50 @@ import (
 	"vfbroker/broker"
 )
 
-// disk is a model of the journal's disk: a log of batches, each with length
-// and checksum. What is appended survives a kill at once and a power loss only after the sync, whole, torn or not at all.
+// disk is a model of the journal's disk: what is durable, and after it a log of
+// batches, each with length and checksum. What is appended survives a kill at once and a power loss only after the
+// sync, whole, torn or not at all.
 type disk struct {
 	epoch string
 
 	mu     sync.Mutex
-	log    []byte
-	synced int
-	held   contents // what the synced part amounts to
+	held   contents // what is synced amounts to
+	log    []byte   // what is written and not synced yet
 	broken error    // every commit fails with it
+	writes int      // commits that were written
+
+	onLease func(broker.Lease) // told of each lease that becomes durable
 }
 
 // contents is what a log amounts to.
 type contents struct {
+	begun     bool // something was ever written
 	counter   uint64
 	leases    map[broker.LeaseID]broker.Lease
 	live      map[broker.LeaseID]broker.Lease // those that hold a function
 	functions map[broker.FunctionID]broker.FunctionRecord
 	pfs       map[string]broker.PFRecord
 	audit     []broker.AuditRecord
+
+	events  map[broker.LeaseID]map[broker.AuditEvent]int
+	tenancy map[string]broker.AuditRecord // the newest of a function that says who had it or that it was scrubbed
 }
 
 func newContents() contents {
-	return contents{leases: map[broker.LeaseID]broker.Lease{}, live: map[broker.LeaseID]broker.Lease{}, functions: map[broker.FunctionID]broker.FunctionRecord{}, pfs: map[string]broker.PFRecord{}}
+	return contents{leases: map[broker.LeaseID]broker.Lease{}, live: map[broker.LeaseID]broker.Lease{}, functions: map[broker.FunctionID]broker.FunctionRecord{},
+		pfs: map[string]broker.PFRecord{}, events: map[broker.LeaseID]map[broker.AuditEvent]int{}, tenancy: map[string]broker.AuditRecord{}}
+}
+
+// clone returns a copy. Leases and records are never changed in place.
+func (c contents) clone() contents {
+	c.leases, c.live, c.functions, c.pfs = maps.Clone(c.leases), maps.Clone(c.live), maps.Clone(c.functions), maps.Clone(c.pfs)
+	c.audit, c.tenancy = slices.Clip(c.audit), maps.Clone(c.tenancy)
+	events := make(map[broker.LeaseID]map[broker.AuditEvent]int, len(c.events))
+	for id, counts := range c.events {
+		events[id] = maps.Clone(counts)
+	}
+	c.events = events
+	return c
 }
 
 func newDisk(epoch string) *disk { return &disk{epoch: epoch, held: newContents()} }
@@ -49,14 +69,38 @@ type store struct {
 
 var _ broker.Store = store{}
 
-// Load implements broker.Store.
+// Load implements broker.Store. Opening the journal syncs it.
 func (d *disk) Load() (broker.Journal, error) {
+	d.sync()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	c, _ := replay(d.log)
-	d.synced, d.held = len(d.log), c // opening the journal syncs it
-	return broker.Journal{New: len(d.log) == 0, Epoch: d.epoch, Counter: c.counter, Leases: slices.Collect(maps.Values(c.leases)),
+	c := d.held
+	return broker.Journal{New: !c.begun, Epoch: d.epoch, Counter: c.counter, Leases: slices.Collect(maps.Values(c.leases)),
 		Functions: slices.Collect(maps.Values(c.functions)), PFs: slices.Collect(maps.Values(c.pfs))}, nil
+}
+
+// sync makes durable what is written. A torn record at the end is found by its checksum and cut off.
+func (d *disk) sync() {
+	d.mu.Lock()
+	var leases []broker.Lease
+	for _, b := range replay(d.log) {
+		d.held.apply(b)
+		leases = append(leases, b.Leases...)
+	}
+	d.log = nil
+	d.mu.Unlock()
+	for _, l := range leases {
+		if d.onLease != nil {
+			d.onLease(l)
+		}
+	}
+}
+
+// clone returns a copy.
+func (d *disk) clone() *disk {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return &disk{epoch: d.epoch, held: d.held.clone(), log: slices.Clone(d.log)}
 }
 
 // durable returns the leases that a power loss at this moment leaves.
@@ -105,15 +149,15 @@ func (s store) Commit(_ context.Context, batch broker.Batch) error {
 		s.log = binary.BigEndian.AppendUint32(s.log, uint32(len(record)))
 		s.log = binary.BigEndian.AppendUint32(s.log, crc32.ChecksumIEEE(record))
 		s.log = append(s.log, record...)
-	}, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.synced = len(s.log)
-		var copied broker.Batch
-		if json.Unmarshal(record, &copied) == nil {
-			s.held.apply(copied)
-		}
-	})
+		s.writes++
+	}, s.sync)
+}
+
+// fail makes every commit fail with err, nil for none.
+func (d *disk) fail(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.broken = err
 }
 
 // Audit implements broker.Store. The chain is the real journal's business.
@@ -145,39 +189,33 @@ func (s store) Close() error { return nil }
 // losePower drops what is not synced, or keeps a torn piece of it.
 func (d *disk) losePower(torn bool) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	keep := d.synced
+	keep := 0
 	if torn {
-		keep += (len(d.log) - d.synced) / 2
+		keep = len(d.log) / 2
 	}
 	d.log = d.log[:keep]
-	// A torn record is found by its checksum and cut off, as the journal does at its next opening.
-	held, whole := replay(d.log)
-	d.log, d.synced, d.held = d.log[:whole], whole, held
+	d.mu.Unlock()
+	d.sync()
 }
 
-// replay applies the whole records of a log and returns how many bytes they are.
-func replay(log []byte) (c contents, whole int) {
-	c = newContents()
-	for {
-		rest := log[whole:]
-		if len(rest) < 8 {
-			return c, whole
-		}
-		size := int(binary.BigEndian.Uint32(rest))
-		if len(rest) < 8+size || crc32.ChecksumIEEE(rest[8:8+size]) != binary.BigEndian.Uint32(rest[4:]) {
-			return c, whole
+// replay returns the whole records of a log.
+func replay(log []byte) (all []broker.Batch) {
+	for len(log) >= 8 {
+		size := int(binary.BigEndian.Uint32(log))
+		if len(log) < 8+size || crc32.ChecksumIEEE(log[8:8+size]) != binary.BigEndian.Uint32(log[4:]) {
+			break
 		}
 		var b broker.Batch
-		if json.Unmarshal(rest[8:8+size], &b) != nil {
-			return c, whole
+		if json.Unmarshal(log[8:8+size], &b) != nil {
+			break
 		}
-		whole += 8 + size
-		c.apply(b)
+		all, log = append(all, b), log[8+size:]
 	}
+	return all
 }
 
 func (c *contents) apply(b broker.Batch) {
+	c.begun = true
 	c.counter = max(c.counter, b.Counter)
 	for _, l := range b.Leases {
 		c.leases[l.ID] = l
@@ -198,9 +236,37 @@ func (c *contents) apply(b broker.Batch) {
 	}
 	for _, r := range b.Audit {
 		if !b.Again || !slices.ContainsFunc(c.audit, func(old broker.AuditRecord) bool { return old.ID == r.ID }) {
-			c.audit = append(c.audit, r)
+			c.record(r)
 		}
 	}
+}
+
+func (c *contents) record(r broker.AuditRecord) {
+	c.audit = append(c.audit, r)
+	if r.Lease != "" {
+		if c.events[r.Lease] == nil {
+			c.events[r.Lease] = map[broker.AuditEvent]int{}
+		}
+		c.events[r.Lease][r.Event]++
+	}
+	switch r.Event {
+	case broker.AuditGranted, broker.AuditAdopted, broker.AuditReleased, broker.AuditLost, broker.AuditScrubbed, broker.AuditQuarantined:
+		c.tenancy[r.Function] = r
+	}
+}
+
+// booked returns what the durable audit log says of a lease.
+func (d *disk) booked(id broker.LeaseID) map[broker.AuditEvent]int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return maps.Clone(d.held.events[id])
+}
+
+// newest returns the newest durable record of who had a function, or that it was scrubbed.
+func (d *disk) newest(function string) broker.AuditRecord {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.held.tenancy[function]
 }
 
 // describe names a batch for the trace, the same in every run of a seed.

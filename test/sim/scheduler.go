@@ -27,6 +27,27 @@ type verdict struct {
 	fail     error // the effect does not happen, and this is what its maker is told
 	lie      bool  // the effect does not happen, and its maker is told that it did
 	reached  bool  // the effect happens all the same, and its maker is told that it failed
+
+	halt chan struct{} // where the effect stops for the observer, after each of its halves
+}
+
+// moment is where an effect can be interrupted.
+type moment int
+
+const (
+	before   moment = iota
+	unsynced        // a commit that is written and not on the disk yet
+	after
+)
+
+func (m moment) String() string { return [...]string{"before", "in the middle of", "after"}[m] }
+
+// stop is where an effect waits until the observer has looked at the world.
+func (v verdict) stop() {
+	if v.halt != nil {
+		v.halt <- struct{}{}
+		<-v.halt
+	}
 }
 
 // crash is a way to end the daemon.
@@ -48,6 +69,9 @@ type scheduler struct {
 	dead    bool
 	died    crash
 	trace   []string
+
+	// observe is called at each moment of an effect that happens; nil: nobody looks.
+	observe func(g *gate, at moment)
 }
 
 // pass is where every effect waits. write and sync are a commit's halves; other effects have no sync.
@@ -74,8 +98,10 @@ func (s *scheduler) pass(name string, commit bool, do func() error, sync func())
 		return errDead
 	}
 	if sync != nil {
+		v.stop()
 		sync()
 	}
+	v.stop()
 	if v.crash != none {
 		return errDead
 	}
@@ -110,7 +136,24 @@ func (s *scheduler) decide(g *gate, v verdict) {
 	}
 	s.trace = append(s.trace, note)
 	s.mu.Unlock()
+	if s.observe == nil || v != (verdict{}) {
+		g.verdict <- v
+		synctest.Wait()
+		return
+	}
+	s.observe(g, before)
+	v.halt = make(chan struct{})
 	g.verdict <- v
+	moments := []moment{after}
+	if g.commit {
+		moments = []moment{unsynced, after}
+	}
+	for _, at := range moments {
+		<-v.halt
+		synctest.Wait()
+		s.observe(g, at)
+		v.halt <- struct{}{}
+	}
 	synctest.Wait()
 }
 

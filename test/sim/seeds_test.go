@@ -1,7 +1,7 @@
 package sim
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -12,131 +12,15 @@ import (
 
 	"vfbroker/broker"
 	"vfbroker/test/fakehost"
-	"vfbroker/test/fakehv"
 )
 
-// client is one user of the API in a random run. It does one call at a time.
-type client struct {
-	w       *world
-	id      int
-	n       int
-	busy    bool
-	results chan func() // what a call's end changes in the client
-	held    []broker.Lease
-	past    []broker.Lease // released: naming them again must change nothing
-	retry   *broker.Request
-}
-
-// call starts a call; its outcome is taken over when the scheduler looks.
-func (c *client) call(do func() func()) {
-	c.busy = true
-	go func() { c.results <- do() }()
-}
-
-// act chooses what the client does next.
-func (c *client) act(r *rand.Rand) string {
-	switch k := r.IntN(10); {
-	case k < 2 && c.retry != nil: // a duplicate, or a retry after an unknown outcome
-		return c.acquire(*c.retry)
-	case k < 6 || len(c.held)+len(c.past) == 0:
-		c.n++
-		req := broker.Request{RequestID: fmt.Sprintf("c%d.%d", c.id, c.n), Guest: guests[r.IntN(len(guests))]}
-		if r.IntN(3) == 0 {
-			req.PF = "mac:" + []string{macA, macB}[r.IntN(2)]
-		}
-		return c.acquire(req)
-	case k < 8 && len(c.held) > 0:
-		return c.release(r.IntN(len(c.held)))
-	case len(c.past) > 0 && r.IntN(2) == 0:
-		return c.stale(c.past[r.IntN(len(c.past))])
-	default:
-		return c.cancel()
-	}
-}
-
-func (c *client) acquire(req broker.Request) string {
-	c.retry = &req
-	w, b := c.w, c.w.Broker
-	c.call(func() func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		l, err := b.Acquire(ctx, user, req)
-		if err != nil {
-			return func() {}
-		}
-		if d, known := w.disk.durable()[l.ID]; known && !d.Granted {
-			w.violate("I7: lease %s was granted and is %q on disk", req.RequestID, d.State)
-		}
-		return func() { c.hold(l) }
-	})
-	return "acquire " + req.RequestID
-}
-
-// hold notes a grant; the same request may be answered twice with the same lease.
-func (c *client) hold(l broker.Lease) {
-	for _, h := range append(c.held, c.past...) {
-		if h.ID == l.ID {
-			return
-		}
-		if h.Request.RequestID == l.Request.RequestID {
-			c.w.violate("request %s was answered with leases %s and %s", l.Request.RequestID, h.ID, l.ID)
-		}
-	}
-	c.held = append(c.held, l)
-}
-
-func (c *client) release(i int) string {
-	l, b := c.held[i], c.w.Broker
-	c.held = append(c.held[:i:i], c.held[i+1:]...)
-	c.past = append(c.past, l)
-	c.call(func() func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		b.Release(ctx, user, broker.ReleaseRequest{RequestID: "r", LeaseID: l.ID, Generation: l.Generation})
-		return func() {}
-	})
-	return "release " + l.Request.RequestID
-}
-
-// stale releases with another generation, as a message that was delayed by a whole lease would.
-func (c *client) stale(l broker.Lease) string {
-	w, b := c.w, c.w.Broker
-	gen := l.Generation
-	gen.Counter++
-	c.call(func() func() {
-		if _, err := b.Release(context.Background(), user, broker.ReleaseRequest{RequestID: "r", LeaseID: l.ID, Generation: gen}); err == nil {
-			w.violate("I5: a release with a stale generation of %s was taken", l.Request.RequestID)
-		}
-		return func() {}
-	})
-	return "stale release " + l.Request.RequestID
-}
-
-// cancel lists the leases and releases the newest that is not granted yet, its own or another's.
-func (c *client) cancel() string {
-	b := c.w.Broker
-	c.call(func() func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		leases, _, _ := b.Leases(user, broker.LeaseFilter{All: true}, broker.Page{})
-		for _, l := range leases {
-			if l.State == broker.Pending {
-				b.Release(ctx, user, broker.ReleaseRequest{RequestID: "c", LeaseID: l.ID, Generation: l.Generation})
-				break
-			}
-		}
-		return func() {}
-	})
-	return "cancel"
-}
-
-// play is one random run: clients at once, faults at effects, guests that end,
-// hang or refuse, clock jumps, crashes, carves and strangers.
+// play is one random run: clients at once, faults at effects, guests that end, hang or refuse,
+// jumps of time, crashes, functions that vanish, strangers that meddle, a journal that fails or is lost.
 type play struct {
 	*world
 	rand    *rand.Rand
 	clients []*client
-	steps   int
+	mail    []message
 	crashes int
 }
 
@@ -179,34 +63,6 @@ func (p *play) fate(g *gate) verdict {
 	return verdict{}
 }
 
-// disturb changes the world around the daemon.
-func (p *play) disturb() {
-	g := guests[p.rand.IntN(len(guests))]
-	switch p.rand.IntN(6) {
-	case 0:
-		p.note("guest restarts: " + string(g))
-		p.hv.Start(g)
-	case 1:
-		m := []fakehv.Manners{fakehv.Willing, fakehv.Slow, fakehv.Stubborn, fakehv.Hung}[p.rand.IntN(4)]
-		p.note(fmt.Sprintf("guest %s has manners %d", g, m))
-		p.hv.Behave(g, m)
-	case 2:
-		p.note("guest lets go: " + string(g))
-		p.hv.LetGo(g)
-	case 3:
-		p.note("time jumps")
-		time.Sleep(time.Duration(p.rand.IntN(7200)) * time.Second)
-	case 4:
-		n := p.rand.IntN(vfs + 1)
-		p.note(fmt.Sprintf("carve %d", n))
-		b := p.Broker
-		go b.Carve(context.Background(), admin, broker.CarveRequest{RequestID: "c", PF: "mac:" + macA, NumVFs: n})
-	case 5:
-		p.note("uevents are lost")
-		p.host.LoseUevents()
-	}
-}
-
 // step does one thing.
 func (p *play) step() {
 	gates := p.sched.waiting()
@@ -222,7 +78,7 @@ func (p *play) step() {
 	c := p.clients[p.rand.IntN(len(p.clients))]
 	switch {
 	case p.rand.IntN(8) == 0:
-		p.disturb()
+		p.disturb(len(gates) == 0)
 	case !c.busy:
 		p.note(c.act(p.rand))
 	case len(gates) == 0:
@@ -230,11 +86,16 @@ func (p *play) step() {
 	}
 }
 
-// reboot brings the daemon back after a crash, which may crash again.
+// reboot brings the daemon back after a crash, which may crash again. Now and then the journal is lost meanwhile.
 func (p *play) reboot() {
 	for {
 		p.crash()
 		p.reap()
+		if p.rand.IntN(12) == 0 {
+			p.note("the journal is lost")
+			p.loseJournal()
+		}
+		p.disk.fail(nil)
 		p.note("the daemon starts")
 		if p.boot(func(gates []*gate) (*gate, verdict) {
 			g := gates[p.rand.IntN(len(gates))]
@@ -252,12 +113,11 @@ func (p *play) reboot() {
 
 // finish makes the world kind and lets everything come to rest.
 func (p *play) finish() {
-	for _, g := range guests {
-		p.hv.Behave(g, fakehv.Willing)
-		p.hv.LetGo(g)
-	}
+	p.disk.fail(nil)
+	p.calm()
 	for range 100 {
-		p.sched.settle(settleLimit, nil, p.check)
+		p.kind()
+		p.settle()
 		p.reap()
 		// Whoever still waits has a deadline, and a refused unplug is asked again.
 		time.Sleep(3 * time.Minute)
@@ -266,34 +126,54 @@ func (p *play) finish() {
 		}
 	}
 	p.reap()
+	p.pay()
 	p.checkSettled()
 	for _, c := range p.clients {
 		if c.busy {
 			p.violate("I10: a call of client %d never ends", c.id)
 		}
 	}
+	p.checkWritten()
+	if !linearisable(p.past.operations()) {
+		p.violate("the clients' history is not linearisable: %+v", p.past.operations())
+	}
 }
 
-func (p *play) underWay() bool {
-	for _, l := range p.disk.live() {
-		if l.State == broker.Pending || l.State == broker.Releasing {
-			return true
+// pay has the daemon write something, before which it writes what it still owes the journal.
+func (p *play) pay() {
+	p.call(func() {
+		if l, err := p.Acquire(p.t.Context(), user, broker.Request{RequestID: "pay", Guest: "g0"}); err == nil {
+			p.release(p.Broker, l, l.Generation)
+		}
+	})
+}
+
+// checkWritten: what the daemon knows of its leases is durable, whatever could not be written meanwhile.
+func (p *play) checkWritten() {
+	durable := p.disk.durable()
+	leases, _, err := p.Leases(admin, broker.LeaseFilter{All: true}, broker.Page{Size: 1000})
+	if err != nil {
+		p.violate("list leases: %v", err)
+	}
+	for _, l := range leases {
+		if d := durable[l.ID]; d.State != l.State || d.Until != l.Until {
+			p.violate("lease %s is %s until %s, and %q until %s on disk", l.Request.RequestID, l.State, l.Until, d.State, d.Until)
 		}
 	}
-	return false
 }
 
 func playSeed(t *testing.T, host *fakehost.Host, seed uint64) *play {
 	var p *play
 	synctest.Test(t, func(t *testing.T) {
-		allowed := []string{macA, macB}
+		where := usual()
+		where.limits = broker.Limits{}
 		if seed%4 == 0 {
-			allowed = allowed[:1]
+			where.allowed = where.allowed[:1]
 		}
-		p = &play{world: newWorld(t, host, seed, allowed...), rand: rand.New(rand.NewPCG(seed, 1))}
+		p = &play{world: start(t, host, seed, where), rand: rand.New(rand.NewPCG(seed, 1))}
 		defer p.close()
 		for i := range 3 {
-			p.clients = append(p.clients, &client{w: p.world, id: i, results: make(chan func(), 1)})
+			p.clients = append(p.clients, &client{w: p.world, id: i, results: make(chan func(), 1), mail: &p.mail})
 		}
 		for range 120 {
 			p.step()
@@ -336,3 +216,5 @@ func TestSeeds(t *testing.T) {
 		})
 	}
 }
+
+var errFull = errors.Join(broker.ErrUnavailable, syscall.ENOSPC)

@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -47,30 +48,61 @@ func template(t testing.TB) *fakehost.Host {
 	return host
 }
 
+// site is what an administrator configures.
+type site struct {
+	allowed []string // MACs of the PFs on the allow-list
+	grace   time.Duration
+	limits  broker.Limits
+	repair  bool // what others changed is set right again
+}
+
+// usual is the site of the scenarios. Its times are short: what counts is their order.
+func usual() site {
+	return site{allowed: []string{macA, macB}, grace: 5 * time.Second, repair: true, limits: broker.Limits{Restart: 20 * time.Second, Ready: 10 * time.Second}}
+}
+
 // world is a host with guests, a disk, and the daemon of the moment.
 type world struct {
+	snapshot
 	t     testing.TB
 	sched *scheduler
-	host  *fakehost.Host
-	hv    *fakehv.Hypervisor
-	disk  *disk
 	rand  *rand.ChaCha8
+	past  *history
 	*broker.Broker
-	allowed []string // MACs of the PFs on the allow-list
 
-	booted time.Time
-	early  int // host writes of the first start
+	choose func([]*gate) (*gate, verdict) // decides on the effects; nil: the first happens
+
+	touched map[pci.Addr]bool // by strangers, while they were free
+	away    map[pci.Addr]bool // when the journal was lost, since then
 
 	mu         sync.Mutex
 	violations []string
-	plugs      int // commands to guests
 }
 
-// newWorld makes a world on a copy of host, and opens its daemon with everything let through.
-func newWorld(t testing.TB, host *fakehost.Host, seed uint64, allowed ...string) *world {
-	w := &world{t: t, booted: time.Now(), sched: &scheduler{}, host: host.Clone(), disk: newDisk("e1"), allowed: allowed}
+// founded is a host at a site, with guests that run, an empty disk, and no daemon yet.
+func founded(host *fakehost.Host, where site) *snapshot {
+	host = host.Clone()
+	s := &snapshot{site: where, host: host, hv: fakehv.New(host), disk: newDisk("e1"), booted: time.Now(),
+		pfs: map[string]pci.Addr{}, promises: map[broker.LeaseID]broker.Lease{}}
+	for _, g := range guests {
+		s.hv.Start(g)
+	}
+	for _, mac := range []string{macA, macB} {
+		s.pfs[mac] = host.PF(mac)
+		s.functions = append(s.functions, vfsOf(host, s.pfs[mac])...)
+	}
+	return s
+}
+
+// resume makes a world of what survived. Time goes on from there, and no daemon runs yet.
+func (s *snapshot) resume(t testing.TB, seed uint64) *world {
+	time.Sleep(time.Until(s.now))
+	w := &world{snapshot: *s, t: t, sched: &scheduler{}, touched: map[pci.Addr]bool{}, away: map[pci.Addr]bool{}}
+	w.host = s.host.Clone()
+	w.hv, w.disk, w.promises = s.hv.Clone(w.host), s.disk.clone(), maps.Clone(s.promises)
+	w.past = newHistory(w.boottime, w.disk.live())
+	w.disk.onLease = w.onLease
 	w.rand = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), byte(seed >> 24)})
-	w.hv = fakehv.New(w.host)
 	w.host.OnWrite(func(e fakehost.Effect, do func() error) error {
 		return w.sched.pass(fmt.Sprintf("%s %s %q", e.Op, e.Name, e.Value), false, func() error {
 			w.checkWrite(e)
@@ -79,9 +111,6 @@ func newWorld(t testing.TB, host *fakehost.Host, seed uint64, allowed ...string)
 	})
 	w.hv.OnEffect(func(e fakehv.Effect, do func() error) error {
 		return w.sched.pass(fmt.Sprintf("%s %s %s", e.Op, e.Guest, w.requestOf(e.Slot)), false, func() error {
-			w.mu.Lock()
-			w.plugs++
-			w.mu.Unlock()
 			err := do()
 			if e.Op == "attach" && err == nil {
 				w.checkAttached(e)
@@ -89,11 +118,14 @@ func newWorld(t testing.TB, host *fakehost.Host, seed uint64, allowed ...string)
 			return err
 		}, nil)
 	})
-	for _, g := range guests {
-		w.hv.Start(g)
-	}
+	return w
+}
+
+// start makes a world at a site, opens its daemon with everything let through, and waits until that is at rest.
+func start(t testing.TB, host *fakehost.Host, seed uint64, where site) *world {
+	w := founded(host, where).resume(t, seed)
 	w.boot(nil)
-	w.early = len(w.host.Writes())
+	w.rest()
 	return w
 }
 
@@ -114,6 +146,7 @@ func (w *world) boot(choose func([]*gate) (*gate, verdict)) bool {
 				return broker.GuestConfig{ID: id, Target: broker.KVM, OwnerUID: user.UID, Keep: id == keeper}, nil
 			},
 			Policy:     w.policy(),
+			Limits:     w.limits,
 			Rand:       w.rand,
 			ListGuests: func() ([]broker.GuestID, error) { return guests, nil },
 			Boottime:   w.boottime,
@@ -130,6 +163,7 @@ func (w *world) boot(choose func([]*gate) (*gate, verdict)) bool {
 			if err != nil && w.sched.died == none {
 				w.violate("the daemon does not open: %v", err)
 			}
+			w.learning = w.learning && w.sched.died != none
 			return err == nil && w.sched.died == none
 		default: // it waits for a monitor's deadline
 		}
@@ -149,12 +183,14 @@ func (w *world) boot(choose func([]*gate) (*gate, verdict)) bool {
 	return false
 }
 
-// boottime is the time since the host's boot: no jump of the date moves it.
+// boottime is the time since the host's boot. Nothing but a boot sets it back: a jump of the date does not move it, and
+// in the simulation a jump forward is time that passes.
 func (w *world) boottime() time.Duration { return time.Since(w.booted) }
 
-func (w *world) policy() (p broker.Policy) {
+func (w *world) policy() broker.Policy {
+	p := broker.Policy{Grace: w.grace}
 	for _, mac := range w.allowed {
-		p.PFs = append(p.PFs, broker.PFPolicy{PF: "mac:" + mac})
+		p.PFs = append(p.PFs, broker.PFPolicy{PF: "mac:" + mac, Repair: w.repair})
 	}
 	return p
 }
@@ -166,47 +202,138 @@ func (w *world) passCommit(name string, write, sync func()) error {
 // crash clears away a daemon that died, and what its death took along.
 func (w *world) crash() {
 	how := w.sched.died
+	w.endDaemon()
+	if how == powerCut || how == tornCut {
+		w.now = time.Now()
+		w.losePower(how == tornCut)
+		w.past.cause(func(broker.Lease) bool { return true })
+	}
+}
+
+// endDaemon takes a daemon away that has died, or ends it.
+func (w *world) endDaemon() {
+	w.sched.mu.Lock()
+	w.sched.dead = true
+	w.sched.mu.Unlock()
 	w.sched.bury()
 	if w.Broker != nil {
 		w.Broker.Close()
 		w.Broker = nil
 	}
 	w.sched.bury()
-	if how == kill || how == none {
-		return
+	w.past.died()
+}
+
+// loseJournal puts an empty disk in the place of the journal's, between two daemons.
+func (w *world) loseJournal() {
+	w.losses++
+	w.learning = true
+	for _, f := range w.functions {
+		w.away[f] = !present(w.host, f)
 	}
-	for _, g := range guests {
-		w.hv.End(g)
-	}
-	w.host.Reboot()
-	w.booted = time.Now()
-	w.disk.losePower(how == tornCut)
-	w.recarve()
-	for _, g := range guests {
-		w.hv.Start(g)
+	writes := w.disk.writes
+	w.disk = newDisk(fmt.Sprint("e", w.losses+1))
+	w.disk.writes = writes
+	w.disk.onLease = w.onLease
+	w.past.journalLost()
+	clear(w.promises)
+}
+
+// onLease takes note of what is now durable of a lease.
+func (w *world) onLease(l broker.Lease) {
+	if wrong := w.past.durable(l); wrong != "" {
+		w.violate("%s", wrong)
 	}
 }
 
-// recarve brings the PFs to what they had before a reboot, as a site's boot scripts would.
-func (w *world) recarve() {
-	for _, mac := range []string{macA, macB} {
-		pf := w.host.PF(mac)
-		w.host.SetUp(pf, true)
-		dir := pf.Dir()
-		w.host.Behind().Write(dir+"/sriov_drivers_autoprobe", "0")
-		w.host.Behind().Write(dir+"/sriov_numvfs", fmt.Sprint(vfs))
-	}
+// restartDaemon ends the daemon and starts it again.
+func (w *world) restartDaemon() {
+	w.endDaemon()
+	w.boot(w.choose)
+	w.settle()
 }
 
 func (w *world) close() {
-	if w.Broker != nil {
-		w.sched.mu.Lock()
-		w.sched.dead = true
-		w.sched.mu.Unlock()
-		w.sched.bury()
-		w.Broker.Close()
-		w.sched.bury()
+	w.endDaemon()
+	for _, stop := range w.onClose {
+		stop()
 	}
+}
+
+// settle lets everything happen until nothing waits.
+func (w *world) settle() { w.sched.settle(settleLimit, w.choose, w.check) }
+
+// call makes a client's call and lets everything happen until it has returned and nothing waits.
+func (w *world) call(do func()) {
+	done := make(chan struct{})
+	go func() { defer close(done); do() }()
+	for {
+		w.settle()
+		select {
+		case <-done:
+			return
+		default:
+			time.Sleep(time.Second)
+		}
+	}
+}
+
+// passes lets time pass, and everything happen meanwhile.
+func (w *world) passes(d time.Duration) {
+	for until := time.Now().Add(d); time.Now().Before(until); {
+		w.settle() // at least a second
+	}
+}
+
+// rest lets everything happen until no lease is on its way.
+func (w *world) rest() {
+	for begin := time.Now(); time.Since(begin) < settleLimit && w.sched.died == none; {
+		w.settle()
+		if !w.underWay() {
+			return
+		}
+		time.Sleep(time.Second)
+	}
+}
+
+// decided lets everything happen until no grant is on its way.
+func (w *world) decided() {
+	for begin := time.Now(); time.Since(begin) < settleLimit && w.sched.died == none; time.Sleep(time.Second) {
+		w.settle()
+		granting := false
+		for _, l := range w.disk.live() {
+			granting = granting || l.State == broker.Pending && !l.Granted
+		}
+		if !granting {
+			return
+		}
+	}
+}
+
+func (w *world) underWay() bool {
+	for _, l := range w.disk.live() {
+		if _, err := w.Lease(admin, l.ID); err == nil && l.State != broker.Active {
+			return true
+		}
+	}
+	return false
+}
+
+// kind makes every guest willing, and lets go what it was asked for.
+func (w *world) kind() {
+	for _, g := range guests {
+		if w.hv.Incarnation(g) == "" {
+			w.hv.Start(g)
+		}
+		w.hv.Behave(g, fakehv.Willing)
+		w.hv.LetGo(g)
+	}
+}
+
+// endGuest ends a guest, which ends its leases or has them wait.
+func (w *world) endGuest(g broker.GuestID) {
+	w.past.cause(func(l broker.Lease) bool { return l.Guest.ID == g })
+	w.hv.End(g)
 }
 
 // requestOf names a slot by its lease's request, which is the same in every run.
@@ -225,15 +352,12 @@ func (w *world) violate(format string, args ...any) {
 	w.violations = append(w.violations, fmt.Sprintf(format, args...))
 }
 
-// vfAddrs are the VFs that the PFs have now.
-func (w *world) vfAddrs(macs []string) (addrs []pci.Addr) {
-	for _, mac := range macs {
-		pf := w.host.PF(mac)
-		for i := range vfs {
-			if target, err := w.host.Readlink(fmt.Sprintf("%s/virtfn%d", pf.Dir(), i)); err == nil {
-				if a, err := pci.ParseAddr(target[strings.LastIndexByte(target, '/')+1:]); err == nil {
-					addrs = append(addrs, a)
-				}
+// vfsOf are the VFs that a PF has now.
+func vfsOf(host *fakehost.Host, pf pci.Addr) (addrs []pci.Addr) {
+	for i := range vfs {
+		if target, err := host.Readlink(fmt.Sprintf("%s/virtfn%d", pf.Dir(), i)); err == nil {
+			if a, err := pci.ParseAddr(target[strings.LastIndexByte(target, '/')+1:]); err == nil {
+				addrs = append(addrs, a)
 			}
 		}
 	}
