@@ -43,7 +43,7 @@ func exists(t *testing.T, name string) bool {
 	case strings.HasSuffix(name, ".txtar"):
 		return grep(t, "-l", "", "test/e2e/testdata/"+name, "test/e2e/testdata/lab/"+name)
 	case kind == "sim":
-		return grep(t, "-E", `^	\{(name: )?"`+what+`",`, "test/sim")
+		return grep(t, "-E", `^	+\{"`+what+`",`, "test/sim")
 	case kind == "chaos":
 		return grep(t, "-E", `\{"`+what+`",|^func .*`+what+`\(`, "test/chaos")
 	default:
