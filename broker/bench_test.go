@@ -125,9 +125,15 @@ func commitAcquire(b *testing.B, store broker.Store, n int) {
 		b.Fatal(err)
 	}
 	l = sampleLease(n, broker.Active)
-	if err := store.Commit(b.Context(), broker.Batch{Leases: []broker.Lease{l}}); err != nil {
+	if err := store.Commit(b.Context(), broker.Batch{Leases: []broker.Lease{l}, Audit: []broker.AuditRecord{sampleAudit(l)}}); err != nil {
 		b.Fatal(err)
 	}
+}
+
+// sampleAudit is what the audit log says of a grant.
+func sampleAudit(l broker.Lease) broker.AuditRecord {
+	return broker.AuditRecord{ID: string(l.ID) + "/granted", Time: l.Created, Event: broker.AuditGranted, Function: l.Function.String(), Addr: l.Addr.String(),
+		Lease: l.ID, Generation: l.Generation.Counter, Guest: l.Guest.ID, Target: l.Target, Tenant: &l.CallerUID, Caller: &l.CallerUID, RequestID: l.Request.RequestID}
 }
 
 func filledStore(b *testing.B) broker.Store {

@@ -149,7 +149,7 @@ bench)
 sim)
 	setup
 	mkdir -p out
-	exec go test -v -timeout 900s ./test/sim -seeds "${SEEDS:-10000}" -mutants -out "$PWD/out/sim.json"
+	exec go test -v -timeout 900s ./test/sim -seeds "${SEEDS:-10000}" -deep -mutants -out "$PWD/out/sim.json"
 	;;
 fuzz)
 	setup

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"vfbroker/broker"
 )
@@ -42,6 +43,29 @@ func TestApart(t *testing.T) {
 			}
 		default:
 			t.Errorf("I8: a grant on one PF waits for the write that hangs on the other")
+		}
+	})
+}
+
+// A renewal that was begun in time counts, though the lease's time is over before it is durable.
+func TestRenewal(t *testing.T) {
+	host := template(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t, host, 1, usual())
+		defer w.close()
+		asksFor("a", "g0", 10*time.Second)(w)
+		l, _ := w.leaseOf("a")
+		w.passes(10 * time.Second)
+		done := make(chan error, 1)
+		go func() { done <- w.renew(w.Broker, l, l.Generation, time.Hour) }()
+		w.sched.waiting() // the renewal's commit waits
+		time.Sleep(20 * time.Second)
+		w.settle()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if l, ok := w.leaseOf("a"); !ok || l.State != broker.Active {
+			t.Errorf("expiry: the renewed lease is %q", l.State)
 		}
 	})
 }

@@ -144,7 +144,7 @@ func (x *explorer) end(v *watcher) {
 
 func TestCrashPoints(t *testing.T) {
 	host := template(t)
-	for _, s := range scenarios() {
+	for _, s := range scenarios {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
 			x := &explorer{t: t, seen: map[string]bool{}, rebooted: map[string]string{}}

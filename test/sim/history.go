@@ -198,13 +198,15 @@ func (h *history) durable(l broker.Lease) (wrong string) {
 		}
 		t.ends = append(t.ends, promisedEnd{until, now, now, true})
 	}
-	if ending && t.cause == open && l.Granted {
-		switch over := strings.Contains(l.Reason, "its time is over"); {
-		case over && h.clock() < t.earliest()+l.Plan.Grace:
-			wrong = "the lease of " + l.Request.RequestID + " ended before its time"
-		case !over:
-			wrong = "the lease of " + l.Request.RequestID + " ended, and nothing happened that would end it: " + l.Reason
-		}
+	over := strings.Contains(l.Reason, "its time is over")
+	switch {
+	case !ending || !l.Granted:
+	case over && h.clock() < t.earliest()+l.Plan.Grace:
+		wrong = "expiry: the lease of " + l.Request.RequestID + " ended before its time"
+	case !over && t.cause == open:
+		wrong = "the lease of " + l.Request.RequestID + " ended, and nothing happened that would end it: " + l.Reason
+	}
+	if ending && t.cause == open {
 		t.cause = now
 	}
 	if !l.State.Live() && t.closed == open {

@@ -8,7 +8,7 @@ import (
 )
 
 // A history that no sequence of calls explains is refused.
-func TestLinearisable(t *testing.T) {
+func TestHistories(t *testing.T) {
 	t.Parallel()
 	f := broker.FunctionID{PF: "mac:" + macA}
 	lease := func(id broker.LeaseID, request string, s broker.LeaseState) broker.Lease {

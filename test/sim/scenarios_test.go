@@ -191,22 +191,19 @@ func shims(w *world) {
 }
 
 // scenarios are what the explorer goes through.
-func scenarios() []scenario {
-	long := time.Hour
-	return []scenario{
-		{"lease", []func(*world){asks("a", "g0"), gives("a"), asks("b", "g1"), asks("c", "g1"), asks("d", keeper), asks("e", keeper), gives("c"), asks("f", "g0")}},
-		{"carve", []func(*world){carves(1), carves(vfs), asks("a", "g0"), carves(1)}},
-		{"guest", []func(*world){asks("a", "g0"), asks("b", "g0"), restartsGuest("g0"), asks("c", "g0"), behaves("g0", fakehv.Stubborn), gives("c"), endsGuest("g0")}},
-		{"expiry", []func(*world){asksFor("a", "g0", 10*time.Second), asksFor("b", "g1", 10*time.Second), renews("b", 30*time.Second), passes(20 * time.Second),
-			behaves("g1", fakehv.Slow), passes(20 * time.Second), letsGo("g1")}},
-		{"keeper", []func(*world){asks("a", keeper), asksFor("b", keeper, long), restartsGuest(keeper), passes(2 * time.Second), endsGuest(keeper), passes(25 * time.Second)}},
-		{"vanish", []func(*world){asksOn("a", "g0", macA), asksOn("b", keeper, macA), vanishes("a"), gives("b"), carves(1), carves(vfs), passes(2 * time.Second)}},
-		{"unplug", []func(*world){asksOn("a", "g0", macB), asksOn("b", "g1", macA), unplugs(macB), plugs(macB), passes(2 * time.Second), asksOn("c", "g0", macB)}},
-		{"unbind", []func(*world){asks("a", "g0"), asks("b", keeper), unbinds, rebinds, passes(2 * time.Second)}},
-		{"quarantine", []func(*world){asks("a", "g0"), spoils("a"), gives("a"), restarts, mends, asks("b", "g0")}},
-		{"lost journal", []func(*world){asks("a", "g0"), asksFor("b", "g1", long), asks("c", keeper), loses, asks("d", "g0"), givesAll}},
-		{"restart", []func(*world){asks("a", "g0"), asksFor("b", "g0", 12*time.Second), asks("c", keeper), asks("d", "g1"), behaves("g1", fakehv.Slow), gives("d"), endsGuest(keeper), restarts, passes(20 * time.Second), letsGo("g1")}},
-		{"drift", []func(*world){asks("a", "g0"), meddles("a"), restarts, gives("a")}},
-		{"shim", []func(*world){shims, request(broker.Request{RequestID: "a", Guest: "g0", Shim: broker.ShimRequire}), asks("b", "g1"), asks("c", keeper)}},
-	}
+var scenarios = []scenario{
+	{"lease", []func(*world){asks("a", "g0"), gives("a"), asks("b", "g1"), asks("c", "g1"), asks("d", keeper), asks("e", keeper), gives("c"), asks("f", "g0")}},
+	{"carve", []func(*world){carves(1), carves(vfs), asks("a", "g0"), carves(1)}},
+	{"guest", []func(*world){asks("a", "g0"), asks("b", "g0"), restartsGuest("g0"), asks("c", "g0"), behaves("g0", fakehv.Stubborn), gives("c"), endsGuest("g0")}},
+	{"expiry", []func(*world){asksFor("a", "g0", 10*time.Second), asksFor("b", "g1", 10*time.Second), renews("b", 30*time.Second), passes(20 * time.Second),
+		behaves("g1", fakehv.Slow), passes(20 * time.Second), letsGo("g1")}},
+	{"keeper", []func(*world){asks("a", keeper), asksFor("b", keeper, time.Hour), restartsGuest(keeper), passes(2 * time.Second), endsGuest(keeper), passes(25 * time.Second)}},
+	{"vanish", []func(*world){asksOn("a", "g0", macA), asksOn("b", keeper, macA), vanishes("a"), gives("b"), carves(1), carves(vfs), passes(2 * time.Second)}},
+	{"unplug", []func(*world){asksOn("a", "g0", macB), asksOn("b", "g1", macA), unplugs(macB), plugs(macB), passes(2 * time.Second), asksOn("c", "g0", macB)}},
+	{"unbind", []func(*world){asks("a", "g0"), asks("b", keeper), unbinds, rebinds, passes(2 * time.Second)}},
+	{"clear", []func(*world){asks("a", "g0"), spoils("a"), gives("a"), restarts, mends, asks("b", "g0")}},
+	{"lost journal", []func(*world){asks("a", "g0"), asksFor("b", "g1", time.Hour), asks("c", keeper), loses, asks("d", "g0"), givesAll}},
+	{"restart", []func(*world){asks("a", "g0"), asksFor("b", "g0", 12*time.Second), asks("c", keeper), asks("d", "g1"), behaves("g1", fakehv.Slow), gives("d"), endsGuest(keeper), restarts, passes(20 * time.Second), letsGo("g1")}},
+	{"drift", []func(*world){asks("a", "g0"), meddles("a"), restarts, gives("a")}},
+	{"shim", []func(*world){shims, request(broker.Request{RequestID: "a", Guest: "g0", Shim: broker.ShimRequire}), asks("b", "g1"), asks("c", keeper)}},
 }
