@@ -51,7 +51,7 @@ func TestChaos(t *testing.T) {
 	}
 	c := &chaos{out: os.Getenv("OUT"), top: t}
 	if boot := number(t, "VFLAB_BOOT", 1); boot > 1 {
-		c.afterPowerCut(t, boot)
+		t.Run("PowerCut", func(t *testing.T) { c.afterPowerCut(t, boot) })
 		return
 	}
 	c.result = Result{Schema: 1, Label: os.Getenv("VFLAB_LABEL"), Clock: os.Getenv("VFLAB_CLOCK"), Kernel: os.Getenv("VFLAB_KERNEL"),
@@ -78,9 +78,8 @@ func TestChaos(t *testing.T) {
 			return // a part that fails leaves the next ones nothing to stand on
 		}
 	}
-	if cuts := number(t, "CHAOS_CUTS", 0); cuts > 0 {
-		c.powerCut(t)
-		return
+	if number(t, "CHAOS_CUTS", 0) > 0 {
+		t.Run("PowerCut", c.powerCut) // does not return: another boot goes on
 	}
 	c.result.Passed = !t.Failed()
 }
