@@ -35,16 +35,7 @@ func (b *Broker) adopt(ctx context.Context) []Lease {
 	b.adopting = false
 	for _, p := range b.inv.pfs {
 		batch.PFs = append(batch.PFs, p.record)
-		for i := range p.vfs {
-			id, v := p.functionID(i), &p.vfs[i]
-			if p.policy == nil || held[id] || v.vf.Driver != "" && !b.oursToBind(v.vf.Driver) {
-				continue
-			}
-			record := FunctionRecord{ID: id, Quarantined: "the journal is new, and nothing is known of its last tenant; it is scrubbed before it is lent", Rescrub: true}
-			b.inv.records[id] = record
-			v.become(record)
-			batch.Functions = append(batch.Functions, record)
-		}
+		batch.Functions = append(batch.Functions, b.unknown(p, held)...)
 	}
 	b.mu.Unlock()
 	if batch.empty() {
@@ -54,6 +45,22 @@ func (b *Broker) adopt(ctx context.Context) []Lease {
 		b.log.Error("journal: what guests hold was learned from them, and cannot be written", "leases", len(leases), "err", err)
 	}
 	return leases
+}
+
+// unknown quarantines the functions of a PF that the journal has never seen until they are scrubbed, but for
+// those that are held, and what a foreign driver has, which is not lent anyway. It is called under Broker.mu.
+func (b *Broker) unknown(p *pfState, held map[FunctionID]bool) (records []FunctionRecord) {
+	for i := range p.vfs {
+		id, v := p.functionID(i), &p.vfs[i]
+		if p.policy == nil || held[id] || v.vf.Driver != "" && !b.oursToBind(v.vf.Driver) {
+			continue
+		}
+		record := FunctionRecord{ID: id, Quarantined: "nothing is known of its last tenant; it is scrubbed before it is lent", Rescrub: true}
+		b.inv.records[id] = record
+		v.become(record)
+		records = append(records, record)
+	}
+	return records
 }
 
 // lentTo asks every configured guest which functions of the allow-list it holds in slots of ours.

@@ -122,8 +122,9 @@ type Broker struct {
 	tidied  chan struct{} // closed and made anew each time a function was scrubbed without a lease
 
 	// owed is what could not be written. It is written before anything else is.
-	owed   Batch
-	paying chan struct{} // capacity 1: holds a token while owed is written
+	owed     Batch
+	paying   chan struct{} // capacity 1: holds a token while owed is written
+	repaying bool          // a goroutine tries to write it
 }
 
 // Open loads the journal, looks at the host, and brings both to agreement; what

@@ -302,7 +302,7 @@ func (b *Broker) doubt(e *entry, err error) {
 	if errors.As(err, new(uncertain)) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		e.unsure = true
+		e.lease.Doubted = true
 		b.owe(Batch{Leases: []Lease{e.lease}})
 	}
 }
@@ -327,7 +327,7 @@ func (b *Broker) transition(e *entry, from Lease, change func(*Lease, *Batch), c
 	b.mu.Lock()
 	l := e.lease
 	forget := b.leases.surplus()
-	batch := Batch{Again: e.unsure}
+	batch := Batch{Again: l.Doubted}
 	b.mu.Unlock()
 	if l.State != from.State || l.Until != from.Until {
 		return errOvertaken
@@ -343,7 +343,7 @@ func (b *Broker) transition(e *entry, from Lease, change func(*Lease, *Batch), c
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	// A step may have filled in the slot meanwhile; nothing else changes outside transitions.
-	l.Slot, l.Unsupported = e.lease.Slot, e.lease.Unsupported
+	l.Slot, l.Unsupported, l.Doubted = e.lease.Slot, e.lease.Unsupported, l.Doubted || e.lease.Doubted
 	e.lease = l
 	if cause != nil || l.State == Active {
 		e.err = cause

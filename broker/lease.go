@@ -176,6 +176,7 @@ type Lease struct {
 	Unsupported []string   `json:"unsupported,omitempty"` // attributes that the driver does not support
 	Slot        Slot       `json:"slot,omitempty"`
 	Granted     bool       `json:"granted,omitempty"`     // it was active once
+	Doubted     bool       `json:"doubted,omitempty"`     // a commit of it failed, and may be on the disk and in the audit log
 	ReleasedBy  *int       `json:"released_by,omitempty"` // user id of who released it; nil: nobody, it ended by itself
 
 	// Until and Await are times since the host's boot, suspension included (CLOCK_BOOTTIME,

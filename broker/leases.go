@@ -26,7 +26,6 @@ type entry struct {
 	driven  bool          // a goroutine drives it
 	refusal bool          // the guest refused the last unplug
 	repair  bool          // its attributes are to be set right again
-	unsure  bool          // a commit failed that may have reached the disk
 
 	decided  chan struct{} // closed when it is known what to do after a restart
 	deciding sync.Once

@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"fmt"
+	"time"
 )
 
 // commit makes a batch durable, after what earlier commits failed to write: a
@@ -38,6 +39,33 @@ func (b *Broker) commitOrOwe(ctx context.Context, batch Batch) error {
 func (b *Broker) owe(batch Batch) {
 	batch.Again = true
 	b.owed = b.owed.then(batch)
+	if !b.repaying && b.ctx.Err() == nil {
+		b.repaying = true
+		b.workers.Go(b.repay)
+	}
+}
+
+// repay tries to write what is owed until it is written, whether or not somebody asks for a grant.
+func (b *Broker) repay() {
+	for {
+		select {
+		case <-time.After(b.limits.Retry):
+		case <-b.ctx.Done():
+			return
+		}
+		err := b.pay(b.ctx)
+		b.mu.Lock()
+		b.repaying = !b.owed.empty()
+		again := b.repaying
+		b.mu.Unlock()
+		if !again {
+			b.log.Info("journal: it is written again, and has all that was done meanwhile")
+			return
+		}
+		if err != nil {
+			b.log.Debug("journal: still behind", "err", err)
+		}
+	}
 }
 
 // pay writes what is owed. One at a time does: an older state of a lease must

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -143,14 +144,20 @@ func (b *Broker) discover(ctx context.Context) error {
 // takeOver puts what was read of a PF into the inventory, under the name that it was learned by.
 func (b *Broker) takeOver(ctx context.Context, read uint64, pf sriov.PF, records []PFRecord) string {
 	record, changed := nameOf(pf, records)
-	if changed && !b.adopting {
-		if err := b.commitOrOwe(ctx, Batch{PFs: []PFRecord{record}}); err != nil {
-			b.log.Error("journal: it is behind, and is written before anything is granted", "pf", record.ID, "err", err)
-		}
-	}
+	known := slices.ContainsFunc(records, func(r PFRecord) bool { return r.ID == record.ID })
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.inv.update(read, pf, record, b.policyOf(pf, record))
+	batch := Batch{PFs: []PFRecord{record}}
+	if !known && !b.adopting {
+		batch.Functions = b.unknown(b.inv.byID[record.ID], nil)
+	}
+	b.mu.Unlock()
+	if !changed || b.adopting {
+		return record.ID
+	}
+	if err := b.commitOrOwe(ctx, batch); err != nil {
+		b.log.Error("journal: it is behind, and is written before anything is granted", "pf", record.ID, "err", err)
+	}
 	return record.ID
 }
 

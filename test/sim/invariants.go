@@ -259,7 +259,7 @@ func (w *world) checkFunction(pf broker.PFView, v broker.VFView, l broker.Lease,
 	switch {
 	case v.State == broker.Quarantined && v.Reason == "":
 		w.violate("I6: %s is quarantined without a reason", v.ID)
-	case v.State == broker.Quarantined && (l.ID != "" || holder != ""):
+	case v.State == broker.Quarantined && (l.ID != "" || holder != "" && w.losses == 0): // a guest that did not answer is not asked again
 		w.violate("I6: %s is quarantined; lease %q, holder %q", v.ID, l.Request.RequestID, holder)
 	case v.State == broker.Quarantined:
 	case l.State == broker.Active && (holder != l.Guest.ID || driver != "vfio-pci" || v.State != broker.Leased):
