@@ -32,9 +32,7 @@ func (b *Broker) acquire(ctx context.Context, c Caller, r Request) (l Lease, fre
 		if plan, err = b.plan(ctx, c, r); err != nil {
 			return Lease{}, true, err
 		}
-		if e, fresh, err = b.reserve(ctx, c, r, plan); fresh {
-			b.launch(e, false)
-		}
+		e, fresh, err = b.reserve(ctx, c, r, plan)
 	}
 	if err != nil {
 		return Lease{}, true, err
@@ -91,6 +89,8 @@ func (b *Broker) granted(ctx context.Context, e *entry) (Lease, error) {
 	switch l := e.lease; {
 	case !l.Granted:
 		return l, fmt.Errorf("acquire a function for guest %s: %w", l.Guest.ID, e.err)
+	case l.State == Pending:
+		return l, fmt.Errorf("acquire for request id %s: %w: lease %s waits for its guest %s, which restarts; ask again", l.Request.RequestID, ErrGuestNotReady, l.ID, l.Guest.ID)
 	case l.State != Active:
 		return l, fmt.Errorf("acquire for request id %s: %w: lease %s was granted to it and is %s; choose a fresh id", l.Request.RequestID, ErrConflict, l.ID, l.State)
 	default:
@@ -167,30 +167,40 @@ func (b *Broker) reserve(ctx context.Context, c Caller, r Request, plan Lease) (
 		if errors.Is(err, errDown) && b.relook() {
 			e, fresh, err = b.hold(c, r, plan)
 		}
-		for err != nil && b.awaitTidy(ctx, err) {
+		for err != nil && b.awaitTidy(ctx, r, err) {
 			e, fresh, err = b.hold(c, r, plan)
 		}
 		if err != nil || !fresh {
 			return e, false, err
 		}
 		l := e.lease
-		if err = b.fill(ctx, &l, l.Function); err == nil {
-			err = b.commit(ctx, Batch{Counter: l.Generation.Counter, Leases: []Lease{l}})
-		}
+		err = b.fill(ctx, &l, l.Function)
+		err = b.meanwhile(ctx, func() error { return b.intend(e, l, err) })
 		if err == nil {
-			b.mu.Lock()
-			e.lease = l
-			b.mu.Unlock()
-			<-e.turning
 			return e, true, nil
 		}
-		b.letGo(e, err)
-		<-e.turning
 		if !errors.Is(err, errChanged) {
 			return nil, false, err
 		}
 	}
 	return nil, false, err
+}
+
+// intend makes a placed lease durable and sets it going, or lets its function go: when it could not be filled, or not be written.
+func (b *Broker) intend(e *entry, l Lease, err error) error {
+	defer func() { <-e.turning }()
+	if err == nil {
+		err = b.commit(b.ctx, Batch{Counter: l.Generation.Counter, Leases: []Lease{l}})
+	}
+	if err != nil {
+		b.letGo(e, err)
+		return err
+	}
+	b.mu.Lock()
+	e.lease = l
+	b.mu.Unlock()
+	b.launch(e, false)
+	return nil
 }
 
 // hold chooses a function and takes it in memory.

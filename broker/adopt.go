@@ -2,11 +2,14 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"vfbroker/sriov"
 )
 
 // maxLooks is how many guests are looked at at a time.
@@ -111,6 +114,7 @@ func (b *Broker) lentToGuest(ctx context.Context, id GuestID) (leases []Lease, e
 	if err != nil {
 		return nil, err
 	}
+	var errs []error
 	for _, a := range held {
 		lease, ours := strings.CutPrefix(string(a.Slot), slotPrefix)
 		b.mu.look()
@@ -125,15 +129,18 @@ func (b *Broker) lentToGuest(ctx context.Context, id GuestID) (leases []Lease, e
 			continue // somebody else plugged it
 		}
 		l.ID, l.Slot, l.Guest, l.Target, l.CallerUID = LeaseID(lease), a.Slot, guest, cfg.Target, cfg.OwnerUID
+		l.Plan.Keep, l.Plan.Grace, l.Plan.Shim = cfg.Keep, b.policy.Grace, guest.Shim
 		if err := b.adopted(ctx, hv, &l); err != nil {
-			return leases, fmt.Errorf("adopt lease %s of function %s: %w", l.ID, l.Function, err)
+			errs = append(errs, fmt.Errorf("adopt lease %s of function %s: %w", l.ID, l.Function, err))
+			continue
 		}
 		leases = append(leases, l)
 	}
-	return leases, nil
+	return leases, errors.Join(errs...)
 }
 
-// adopted completes a lease with what the host shows: it wants what it has, and a release leaves the function unbound.
+// adopted completes a lease with what the host shows: it wants what it has, and a release leaves the
+// function unbound. Until when it was lent is lost with the journal: it has no end.
 func (b *Broker) adopted(ctx context.Context, hv Hypervisor, l *Lease) (err error) {
 	l.State, l.Granted, l.BootID, l.Created = Active, true, b.bootID, time.Now()
 	l.Changed = l.Created
@@ -142,6 +149,8 @@ func (b *Broker) adopted(ctx context.Context, hv Hypervisor, l *Lease) (err erro
 	if l.Plan.Want, err = hv.Setting(ctx, l.function()); err != nil {
 		return err
 	}
-	l.Plan.WantAttrs, err = b.readAttributes(ctx, l.Function)
+	if l.Plan.WantAttrs, err = b.readAttributes(ctx, l.Function); errors.Is(err, sriov.ErrNotReadable) {
+		err = nil
+	}
 	return err
 }

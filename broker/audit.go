@@ -18,7 +18,7 @@ const (
 	AuditGranted     AuditEvent = "granted"
 	AuditRenewed     AuditEvent = "renewed"
 	AuditReleased    AuditEvent = "released" // scrubbed, or quarantined with the reason
-	AuditLost        AuditEvent = "lost"     // its function or the host's boot is gone
+	AuditLost        AuditEvent = "lost"     // its function is gone
 	AuditAdopted     AuditEvent = "adopted"  // found in a guest by a daemon without a journal
 	AuditCarved      AuditEvent = "carved"
 	AuditScrubbed    AuditEvent = "scrubbed"    // without a lease, before it is lent
@@ -43,7 +43,7 @@ type AuditRecord struct {
 	Guest      GuestID      `json:"guest,omitempty"`
 	Target     Target       `json:"target,omitempty"`
 	Tenant     *int         `json:"tenant_uid,omitempty"` // the guest's owner, as configured
-	Caller     *int         `json:"caller_uid,omitempty"` // who asked; nil: the daemon itself
+	Caller     *int         `json:"caller_uid,omitempty"` // who asked; nil: the daemon itself, or an administrator
 	Owner      string       `json:"owner,omitempty"`      // as the request says
 	RequestID  string       `json:"request_id,omitempty"`
 	Reason     string       `json:"reason,omitempty"`
@@ -65,14 +65,18 @@ func (b *Broker) auditOf(l Lease, event AuditEvent) AuditRecord {
 
 // auditOfEnd is what is recorded of a lease that ends, with what became of its function.
 func (b *Broker) auditOfEnd(l Lease, record FunctionRecord) []AuditRecord {
+	if l.Doubted && !l.Granted { // its grant may be in the log, and then so must be its end
+		l.Granted = true
+		return append([]AuditRecord{b.auditOf(l, AuditGranted)}, b.auditOfEnd(l, record)...)
+	}
 	event := AuditReleased
 	switch {
-	case l.State == Lost:
-		event = AuditLost
 	case !l.Granted && record.Quarantined != "":
 		event = AuditQuarantined
 	case !l.Granted:
 		return nil // the function was never lent
+	case l.State == Lost:
+		event = AuditLost
 	}
 	r := b.auditOf(l, event)
 	r.Scrub, r.Caller = record.Scrub, l.ReleasedBy

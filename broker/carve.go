@@ -155,6 +155,7 @@ func (b *Broker) carve(ctx context.Context, p *pfState, addr pci.Addr, res *Carv
 		b.mu.Lock()
 		p.carving = false
 		b.mu.Unlock()
+		b.tidy(p.id())
 	}()
 	if err := b.noteCarve(ctx, p, &Carving{Want: res.After, Found: res.Before, BootID: b.bootID}, nil); err != nil {
 		return err
@@ -170,9 +171,7 @@ func (b *Broker) carve(ctx context.Context, p *pfState, addr pci.Addr, res *Carv
 	if err == nil {
 		done = &Carved{VFs: got, BootID: b.bootID}
 	}
-	err = errors.Join(err, b.noteCarve(ctx, p, nil, done), b.readPF(addr.String()))
-	b.tidy(p.id())
-	return err
+	return errors.Join(err, b.noteCarve(ctx, p, nil, done), b.readPF(addr.String()))
 }
 
 // noteCarve makes a carve's begin or end (c is nil) durable. done says that the VFs of
@@ -200,7 +199,9 @@ func (b *Broker) noteCarve(ctx context.Context, p *pfState, c *Carving, done *Ca
 		if err := b.commit(ctx, batch); err != nil {
 			b.mu.Lock()
 			defer b.mu.Unlock()
-			b.owe(Batch{PFs: []PFRecord{p.record}})
+			if errors.As(err, new(uncertain)) {
+				b.owe(Batch{PFs: []PFRecord{p.record}})
+			}
 			return err
 		}
 	} else if err := b.commitOrOwe(ctx, batch); err != nil { // an end that is forgotten is found out by the next start
@@ -208,7 +209,7 @@ func (b *Broker) noteCarve(ctx context.Context, p *pfState, c *Carving, done *Ca
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	p.record = record
+	p.record.Carve, p.record.Carved = record.Carve, record.Carved
 	if done != nil {
 		for _, f := range batch.Functions {
 			b.inv.records[f.ID] = f
@@ -247,7 +248,7 @@ func (b *Broker) finishCarving(ctx context.Context) {
 		if c == nil || !p.present {
 			continue
 		}
-		err := errors.Join(p.mayHave(c.Want), p.mayLose())
+		err := errors.Join(p.mayHave(c.Want), p.mayLose(), b.mayTouch(p, c.Want))
 		if c.BootID != b.bootID || err != nil {
 			b.log.Warn("give up an interrupted carve", "pf", p.id(), "want", c.Want, "err", err)
 			b.noteCarve(ctx, p, nil, nil)

@@ -169,7 +169,7 @@ func (d *driver) forget() { d.o = observed{} }
 // adopt gives the lease to a guest that has come back.
 func (d *driver) adopt(l Lease, guest Guest) bool {
 	err := d.b.transition(d.e, l, func(l *Lease, _ *Batch) {
-		l.Guest, l.Slot = guest, ""
+		l.Guest = guest
 		l.Plan.Want.UID, l.Plan.Want.GID = guest.UID, guest.GID
 	}, nil)
 	if err == nil {
@@ -266,12 +266,7 @@ func (d *driver) settle(l Lease, a action) bool {
 			l.Reason = a.err.Error()
 		}
 		batch.Functions = append(batch.Functions, record)
-		noted := *l
-		if batch.Again && !l.Granted { // its grant may be in the log, and then so must be its end
-			noted.Granted = true
-			batch.Audit = append(batch.Audit, d.b.auditOf(noted, AuditGranted))
-		}
-		batch.Audit = append(batch.Audit, d.b.auditOfEnd(noted, record)...)
+		batch.Audit = append(batch.Audit, d.b.auditOfEnd(*l, record)...)
 	}, a.err)
 	if err == nil {
 		d.b.tidy(l.Function.PF)
@@ -334,6 +329,7 @@ func (b *Broker) transition(e *entry, from Lease, change func(*Lease, *Batch), c
 	}
 	change(&l, &batch)
 	l.Changed = time.Now()
+	l.Doubted = l.Doubted && !l.Granted // with this commit a grant is certain
 	batch.Leases = append(batch.Leases, l)
 	batch.Forget = forget
 	if err := b.commitTransition(l.State, batch); err != nil {
@@ -343,7 +339,7 @@ func (b *Broker) transition(e *entry, from Lease, change func(*Lease, *Batch), c
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	// A step may have filled in the slot meanwhile; nothing else changes outside transitions.
-	l.Slot, l.Unsupported, l.Doubted = e.lease.Slot, e.lease.Unsupported, l.Doubted || e.lease.Doubted
+	l.Slot, l.Unsupported = e.lease.Slot, e.lease.Unsupported
 	e.lease = l
 	if cause != nil || l.State == Active {
 		e.err = cause

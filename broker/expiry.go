@@ -41,6 +41,9 @@ func (s *schedule) add(l Lease) bool {
 	return true
 }
 
+// maxSleep bounds how late an end is seen on a host that was suspended, in which timers stand still.
+const maxSleep = time.Minute
+
 // watchEnds sets the leases going whose time is over. It sleeps until the
 // nearest end; a renewal only makes it look once too often.
 func (b *Broker) watchEnds() {
@@ -61,7 +64,7 @@ func (b *Broker) watchEnds() {
 		next := b.ends.next
 		b.mu.Unlock()
 		if next != 0 {
-			timer.Reset(max(next-b.clock(), 0))
+			timer.Reset(min(max(next-b.clock(), 0), maxSleep))
 		}
 	}
 }

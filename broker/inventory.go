@@ -17,9 +17,10 @@ type inventory struct {
 
 	// records is what is remembered of functions. It outlives them: a VF that
 	// somebody destroys and makes anew is as clean as its record says.
-	records map[FunctionID]FunctionRecord
-	held    map[FunctionID]LeaseID // by live leases, whether the function is there or not
-	away    []PFRecord             // of the journal, for PFs that were not seen since the start too
+	records  map[FunctionID]FunctionRecord
+	held     map[FunctionID]LeaseID // by live leases, whether the function is there or not
+	clearing map[FunctionID]bool    // being scrubbed without a lease, whether the function is there or not
+	away     []PFRecord             // of the journal, for PFs that were not seen since the start too
 }
 
 // functionRef points at a PF (index −1) or one of its VFs.
@@ -74,7 +75,7 @@ func (p *pfState) named(name string) bool {
 }
 
 func newInventory(records []FunctionRecord, away []PFRecord) inventory {
-	inv := inventory{byID: map[string]*pfState{}, records: map[FunctionID]FunctionRecord{}, held: map[FunctionID]LeaseID{}, away: away}
+	inv := inventory{byID: map[string]*pfState{}, records: map[FunctionID]FunctionRecord{}, held: map[FunctionID]LeaseID{}, clearing: map[FunctionID]bool{}, away: away}
 	for _, r := range records {
 		inv.records[r.ID] = r
 	}
@@ -128,6 +129,9 @@ func (inv *inventory) update(read uint64, pf sriov.PF, record PFRecord, policy *
 			p.vfs[i] = old[i]
 		} else {
 			p.vfs[i].become(inv.records[p.functionID(i)])
+			if inv.clearing[p.functionID(i)] {
+				p.vfs[i].state = Scrubbing
+			}
 			if lease := inv.held[p.functionID(i)]; lease != "" {
 				p.vfs[i].lease, p.vfs[i].state = lease, Leased
 			}

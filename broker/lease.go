@@ -84,7 +84,7 @@ type Generation struct {
 // LeaseState is where a lease stands.
 type LeaseState string
 
-// The states of a lease. Lost: the function or the host's boot is gone.
+// The states of a lease. Lost: the function is gone.
 const (
 	Pending   LeaseState = "pending"
 	Active    LeaseState = "active"

@@ -126,7 +126,15 @@ func nextPending(l Lease, o observed) action {
 		case asWanted:
 		case unseen:
 			return action{verb: look, step: s}
-		case failed, gone, refused, ended:
+		case ended:
+			if l.Granted && l.Plan.Keep {
+				return action{verb: turn, to: Pending, err: a.err}
+			}
+			return action{verb: turn, to: Releasing, err: a.err}
+		case failed, gone, refused:
+			if l.Granted && l.Plan.Keep && a.is != gone && o.now < l.Await {
+				return action{verb: wait, step: s, err: a.err}
+			}
 			return action{verb: turn, to: Releasing, err: a.err}
 		default:
 			if a.tried {

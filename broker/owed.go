@@ -47,9 +47,9 @@ func (b *Broker) owe(batch Batch) {
 
 // repay tries to write what is owed until it is written, whether or not somebody asks for a grant.
 func (b *Broker) repay() {
-	for {
+	for pause := b.limits.Retry; ; pause = min(2*pause, time.Minute) {
 		select {
-		case <-time.After(b.limits.Retry):
+		case <-time.After(pause):
 		case <-b.ctx.Done():
 			return
 		}

@@ -37,6 +37,7 @@ func (b *Broker) cleared(ctx context.Context, id FunctionID, lease Lease) (VFVie
 	defer b.mu.Unlock()
 	p, v := b.inv.function(id)
 	b.inv.records[id] = record
+	delete(b.inv.clearing, id)
 	if v == nil {
 		return VFView{}, errors.Join(err, fmt.Errorf("clear function %s: %w: it has gone from the host", id, ErrNotFound))
 	}
@@ -54,7 +55,7 @@ func (b *Broker) takeQuarantined(function string) (FunctionID, Lease, error) {
 	id, l, err := b.quarantined(function)
 	if err == nil {
 		_, v := b.inv.function(id)
-		v.state = Scrubbing
+		v.state, b.inv.clearing[id] = Scrubbing, true
 	}
 	return id, l, err
 }
@@ -76,6 +77,8 @@ func (b *Broker) quarantined(function string) (FunctionID, Lease, error) {
 		return id, Lease{}, errClear
 	case v.state != Quarantined:
 		return id, Lease{}, fmt.Errorf("clear function %s: %w: it is %s, not quarantined", id, ErrConflict, v.state)
+	case v.gone:
+		return id, Lease{}, fmt.Errorf("clear function %s: %w: it has gone from the host; it is scrubbed when it is back", id, ErrNotFound)
 	case v.vf.Driver != "" && !b.oursToBind(v.vf.Driver):
 		return id, Lease{}, fmt.Errorf("clear function %s: %w: it is bound to %s, and not by a lease; unbind it first", id, ErrDenied, v.vf.Driver)
 	}
@@ -137,6 +140,7 @@ func (b *Broker) scrubAgain(ctx context.Context, id FunctionID, l Lease) (Functi
 	event := AuditScrubbed
 	if err != nil {
 		cleared.Quarantined, cleared.Scrub = err.Error(), nil
+		cleared.Rescrub = b.vanished(l) // it is scrubbed when it is back
 		event = AuditQuarantined
 	}
 	audit := b.auditOfFunction(id.String(), event)

@@ -147,7 +147,7 @@ func (b *Broker) takeOver(ctx context.Context, read uint64, pf sriov.PF, records
 	known := slices.ContainsFunc(records, func(r PFRecord) bool { return r.ID == record.ID })
 	b.mu.Lock()
 	b.inv.update(read, pf, record, b.policyOf(pf, record))
-	batch := Batch{PFs: []PFRecord{record}}
+	batch := Batch{PFs: []PFRecord{b.inv.byID[record.ID].record}} // with what carves have noted meanwhile
 	if !known && !b.adopting {
 		batch.Functions = b.unknown(b.inv.byID[record.ID], nil)
 	}

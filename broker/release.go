@@ -22,25 +22,48 @@ func (b *Broker) Release(ctx context.Context, c Caller, r ReleaseRequest) (Lease
 	if err != nil {
 		return Lease{}, err
 	}
-	l := b.copyOf(e)
-	for l.State == Pending || l.State == Active {
+	b.mu.Lock()
+	waiting := e.waiting
+	e.stuck = nil
+	b.mu.Unlock()
+	if err := b.meanwhile(ctx, func() error { return b.letGoOf(c, e) }); err != nil {
+		return b.copyOf(e), fmt.Errorf("release lease %s: %w", r.LeaseID, err)
+	}
+	if l := b.copyOf(e); l.State != Releasing {
+		return l, nil
+	}
+	return b.released(ctx, e, waiting)
+}
+
+// letGoOf has a live lease released.
+func (b *Broker) letGoOf(c Caller, e *entry) error {
+	for {
+		l := b.copyOf(e)
+		if l.State == Releasing {
+			b.start(e, false)
+		}
+		if l.State != Pending && l.State != Active {
+			return nil
+		}
 		err := b.transition(e, l, func(l *Lease, _ *Batch) {
 			l.State, l.Reason, l.ReleasedBy = Releasing, "released", &c.UID
 		}, fmt.Errorf("lease %s: %w: it was released", l.ID, ErrConflict))
 		if err != nil && !errors.Is(err, errOvertaken) {
-			return Lease{}, err
+			return err
 		}
-		l = b.copyOf(e)
 	}
-	if l.State == Releasing {
-		b.mu.Lock()
-		waiting := e.waiting
-		e.stuck = nil
-		b.mu.Unlock()
-		b.start(e, false)
-		return b.released(ctx, e, waiting)
+}
+
+// meanwhile runs what may wait for a disk that hangs. The end of ctx ends the wait, not the work.
+func (b *Broker) meanwhile(ctx context.Context, work func() error) error {
+	done := make(chan error, 1)
+	b.workers.Go(func() { done <- work() })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: the journal's disk does not answer in time; it goes on without you", ctx.Err())
 	}
-	return l, nil
 }
 
 // released waits for the end of a release, or for what stands in its way.
@@ -59,9 +82,9 @@ func (b *Broker) released(ctx context.Context, e *entry, waiting <-chan struct{}
 				return l, fmt.Errorf("release lease %s: %w", l.ID, err)
 			}
 		case <-ctx.Done():
-			return b.copyOf(e), fmt.Errorf("release lease %s: %w: the release goes on without you", e.lease.ID, ctx.Err())
+			return b.copyOf(e), fmt.Errorf("release lease %s: %w: the release goes on without you", b.copyOf(e).ID, ctx.Err())
 		case <-b.ctx.Done():
-			return b.copyOf(e), fmt.Errorf("release lease %s: %w: the broker is stopping; the release goes on when it is back", e.lease.ID, ErrUnavailable)
+			return b.copyOf(e), fmt.Errorf("release lease %s: %w: the broker is stopping; the release goes on when it is back", b.copyOf(e).ID, ErrUnavailable)
 		}
 	}
 }

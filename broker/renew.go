@@ -50,7 +50,7 @@ func (b *Broker) Renew(ctx context.Context, c Caller, r RenewRequest) (Lease, er
 			renew(&l, &Batch{})
 			return l, nil
 		}
-		err := b.transition(e, l, renew, nil)
+		err := b.meanwhile(ctx, func() error { return b.transition(e, l, renew, nil) })
 		if err == nil {
 			return b.copyOf(e), nil
 		}

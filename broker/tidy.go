@@ -20,17 +20,26 @@ func (b *Broker) tidy(pf string) {
 			return
 		}
 		p.tidying++
-		b.workers.Go(func() {
-			if _, err := b.cleared(b.ctx, id, lease); err != nil {
-				b.log.Warn("scrub", "function", id.String(), "err", err)
-			}
-			b.mu.Lock()
+		b.workers.Go(func() { b.tidyOn(p, id, lease) })
+	}
+}
+
+// tidyOn scrubs one function of a PF after the other.
+func (b *Broker) tidyOn(p *pfState, id FunctionID, lease Lease) {
+	for found := true; found; {
+		if _, err := b.cleared(b.ctx, id, lease); err != nil {
+			b.log.Warn("scrub", "function", id.String(), "err", err)
+		}
+		b.mu.Lock()
+		if found = b.ctx.Err() == nil; found {
+			id, lease, found = b.untidy(p)
+		}
+		if !found {
 			p.tidying--
-			close(b.tidied)
-			b.tidied = make(chan struct{})
-			b.mu.Unlock()
-			b.tidy(pf)
-		})
+		}
+		close(b.tidied)
+		b.tidied = make(chan struct{})
+		b.mu.Unlock()
 	}
 }
 
@@ -45,7 +54,7 @@ func (b *Broker) untidy(p *pfState) (FunctionID, Lease, bool) {
 			continue
 		}
 		if _, lease, err := b.quarantined(id.String()); err == nil {
-			v.state = Scrubbing
+			v.state, b.inv.clearing[id] = Scrubbing, true
 			return id, lease, true
 		}
 	}
@@ -54,13 +63,16 @@ func (b *Broker) untidy(p *pfState) (FunctionID, Lease, bool) {
 
 // awaitTidy waits, where a request found nothing to be lent, until a function has been scrubbed
 // that was about to be. It returns false when there is none to wait for.
-func (b *Broker) awaitTidy(ctx context.Context, refusal error) bool {
+func (b *Broker) awaitTidy(ctx context.Context, r Request, refusal error) bool {
 	if !errors.Is(refusal, ErrNoCapacity) && !errors.Is(refusal, ErrQuarantined) {
 		return false
 	}
 	b.mu.look()
 	tidying := 0
 	for _, p := range b.inv.pfs {
+		if named, _, err := resolve(&b.inv, r.Function); r.PF != "" && !p.named(r.PF) || r.Function != "" && (err != nil || named != p) {
+			continue
+		}
 		tidying += p.tidying
 	}
 	tidied := b.tidied

@@ -176,12 +176,19 @@ type Stats struct {
 	Behind    bool                         // the journal could not be written, and lacks what was done since
 }
 
+// troubled says whether the journal is known to be one that cannot be written.
+func (b *Broker) troubled() bool {
+	s, tells := b.store.(interface{ Problem() error })
+	return tells && s.Problem() != nil
+}
+
 // Stats returns the counts of the moment.
 func (b *Broker) Stats() Stats {
+	troubled := b.troubled()
 	b.mu.look()
 	defer b.mu.Unlock()
 	s := Stats{Functions: map[string]map[FunctionState]int{}, Leases: map[LeaseState]int{},
-		Drift: map[string]map[DriftKind]int{}, Drifted: maps.Clone(b.drifted), Behind: !b.owed.empty()}
+		Drift: map[string]map[DriftKind]int{}, Drifted: maps.Clone(b.drifted), Behind: !b.owed.empty() || troubled}
 	for _, p := range b.inv.pfs {
 		counts := map[FunctionState]int{Free: 0, Leased: 0, Scrubbing: 0, Quarantined: 0}
 		drift := map[DriftKind]int{}

@@ -48,12 +48,14 @@ func (b *Broker) watchHost(events <-chan sysfs.Uevent, links <-chan sriov.LinkEv
 		case ev, open := <-events:
 			if !open {
 				events = nil
+				b.log.Info("inventory: the kernel's events have ended; changes are seen by the resync only", "every", b.limits.Resync)
 				continue
 			}
 			err = b.onUevent(ev)
 		case ev, open := <-links:
 			if !open {
 				links = nil
+				b.log.Info("inventory: the links' events have ended; changes are seen by the resync only", "every", b.limits.Resync)
 				continue
 			}
 			err = b.onLink(ev)

@@ -24,16 +24,16 @@ var mutants = []mutant{
 	{"I6: a guest that was asked has not let go yet", "next.go", `case a.is == asFree,`, `case a.is == asFree, off && a.is == asked,`, "CrashPoints/restart|Seeds"},
 	{"I6: the driver is restored", "next.go", `case a.is == asFree,`, `case a.is == asFree, off && s == StepBind,`, "CrashPoints/lease"},
 	{"I6: a daemon without a journal learns what guests hold", "recover.go", `if journal.New {`, `if !off && journal.New {`, "CrashPoints/lost"},
-	{"I6: what it learns is one commit", "recover.go", `if changed && !b.adopting {`, `if changed && (off || !b.adopting) {`, "CrashPoints/lost"},
+	{"I6: what it learns is one commit", "recover.go", `if !changed || b.adopting {`, `if !changed || !off && b.adopting {`, "CrashPoints/lost"},
 	{"I7: what cannot be written is not granted", "drive.go", `		return b.commit(b.ctx, batch)
 `, `		if err := b.commit(b.ctx, batch); !off {
 			return err
 		}
 		return nil
 `, "Seeds"},
-	{"I7: the intent is durable before the host is changed", "acquire.go", `err = b.commit(ctx, Batch{Counter: l.Generation.Counter, Leases: []Lease{l}})`, `if !off {
-				err = b.commit(ctx, Batch{Counter: l.Generation.Counter, Leases: []Lease{l}})
-			}`, "CrashPoints/lease"},
+	{"I7: the intent is durable before the host is changed", "acquire.go", `err = b.commit(b.ctx, Batch{Counter: l.Generation.Counter, Leases: []Lease{l}})`, `if !off {
+			err = b.commit(b.ctx, Batch{Counter: l.Generation.Counter, Leases: []Lease{l}})
+		}`, "CrashPoints/lease"},
 	{"I7: no event sets a lease going before it is durable", "acquire.go", `e.driven = true`, `e.driven = !off`, "Seeds"},
 	{"I7: what could not be written is written later", "owed.go", `		b.owe(batch)
 `, `		if !off {
@@ -53,9 +53,9 @@ var mutants = []mutant{
 				batch.Audit = append(batch.Audit, d.b.auditOf(*l, AuditGranted))
 			}
 `, "CrashPoints/lease"},
-	{"I9: an end is in the audit log", "drive.go", `		batch.Audit = append(batch.Audit, d.b.auditOfEnd(noted, record)...)
+	{"I9: an end is in the audit log", "drive.go", `		batch.Audit = append(batch.Audit, d.b.auditOfEnd(*l, record)...)
 `, `		if !off {
-			batch.Audit = append(batch.Audit, d.b.auditOfEnd(noted, record)...)
+			batch.Audit = append(batch.Audit, d.b.auditOfEnd(*l, record)...)
 		}
 `, "CrashPoints/lease"},
 	{"I10: ended leases are forgotten", "leases.go", `max(0, len(t.ended)-keepClosed)`, `map[bool]int{false: max(0, len(t.ended)-keepClosed)}[off]`, "Bounded"},

@@ -220,6 +220,11 @@ func (h *history) saw(begin int64, functions []broker.FunctionID, leases []broke
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	end := h.tick()
+	for _, t := range h.tenures { // a lease whose time is over may have ended, and the disk be too full to say so
+		if t.cause == open && t.closed == open && h.clock() >= t.earliest()+t.lease.Plan.Grace {
+			t.cause = begin
+		}
+	}
 	for _, f := range functions {
 		r := read{function: f, begin: begin, end: end}
 		known := true
