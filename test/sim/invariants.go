@@ -268,7 +268,7 @@ func (w *world) checkFunction(pf broker.PFView, v broker.VFView, l broker.Lease,
 	case l.ID == "" && driver == "igbvf" && holder == "": // a stranger's; it is not lent
 	case l.ID == "" && (holder != "" || driver != "" || v.State != broker.Free):
 		w.violate("I6: %s has no lease; holder %q, driver %q, state %s", v.ID, holder, driver, v.State)
-	case l.ID == "" && !w.touched[v.Addr]:
+	case l.ID == "" && !v.Addr.IsZero() && !w.touched[v.Addr]: // what has gone has no attributes
 		if diff := sriov.DefaultAttrs().Diff(w.attrs(v.ID, pf.Addr), sriov.AttrLinkState); len(diff) > 0 {
 			w.violate("I6: %s is free, and its %v are not the defaults", v.ID, diff)
 		}
