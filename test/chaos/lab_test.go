@@ -74,6 +74,7 @@ func TestChaos(t *testing.T) {
 		began := time.Now()
 		t.Run(part.name, part.run)
 		t.Logf("%s: %.0f s", part.name, time.Since(began).Seconds())
+		c.write(t)
 		if t.Failed() {
 			return // a part that fails leaves the next ones nothing to stand on
 		}
