@@ -4,6 +4,8 @@ package chaos
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"testing"
@@ -18,10 +20,12 @@ import (
 const (
 	igb        = "/sys/bus/pci/drivers/igb"
 	answerTime = 5 * time.Second // within which the daemon answers, whatever the kernel waits for
+	stuck      = 3 * time.Second // for which the kernel is let wait
 )
 
 // unbind takes the PF from its driver while a real guest and a scripted one hold VFs. The kernel asks who has
-// a VF open to close it, and waits: QEMU has its guest let go, the scripted guest does not care and is killed.
+// a VF open to close it, and waits with the lock of the host's links held (igb_remove, drivers/net/ethernet/intel/igb):
+// QEMU has its guest let go, the scripted guest does not care and is killed.
 func (c *chaos) unbind(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
@@ -36,8 +40,13 @@ func (c *chaos) unbind(t *testing.T) {
 	unbound := make(chan error, 1)
 	go func() { unbound <- os.WriteFile(igb+"/unbind", []byte(c.host.pf.Addr.String()), 0) }()
 
-	c.awaitEnd(ctx, t, leases[0])
-	c.answers(ctx, t)
+	await(ctx, t, "the real guest has let go of its VF", patience, func(context.Context) (bool, error) {
+		_, err := os.Lstat("/sys/bus/pci/devices/" + leases[0].Address)
+		return errors.Is(err, fs.ErrNotExist), nil
+	})
+	for until := time.Now().Add(stuck); time.Now().Before(until); {
+		c.answers(ctx, t)
+	}
 	select {
 	case err := <-unbound:
 		t.Errorf("the kernel took the PF from its driver under a VF that is open: %v", err)
@@ -54,7 +63,9 @@ func (c *chaos) unbind(t *testing.T) {
 		t.Fatal("the kernel still waits for a holder of a VF, and all are gone")
 	}
 	c.result.Unbind.Seconds = time.Since(began).Seconds()
-	c.awaitEnd(ctx, t, leases[1])
+	for _, l := range leases {
+		c.awaitEnd(ctx, t, l)
+	}
 	c.answers(ctx, t)
 	c.nothingToLend(ctx, t)
 	if err := s.guests[s.names()[0]].Restart(); err != nil {
