@@ -24,6 +24,8 @@ const (
 	labVFs   = 7
 	patience = 5 * time.Minute // for anything that a nested guest takes part in
 	settling = time.Minute     // for what only the daemon and scripted guests take part in
+
+	maxRecovery = 5 * time.Second // of the deterministic clock
 )
 
 // chaos is the state of the test.
@@ -150,7 +152,11 @@ func (c *chaos) restart(ctx context.Context, t *testing.T) time.Time {
 			t.Errorf("lease %s is in no state", l.Id)
 		}
 	}
-	c.result.recovered(time.Since(began).Seconds())
+	took := time.Since(began)
+	c.result.recovered(took.Seconds())
+	if c.result.Clock == "deterministic" && took > maxRecovery {
+		t.Errorf("the recovery took %v, want at most %v", took, maxRecovery)
+	}
 	return began
 }
 
