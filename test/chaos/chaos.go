@@ -32,6 +32,8 @@ type Result struct {
 	Dirty        int `json:"dirty"`         // functions handed out that were not exactly as asked
 	Broken       int `json:"broken_grants"` // leases that a client was told to have and has not, or that are not on the host
 
+	Unaudited int `json:"unaudited"` // faults of the audit log: its chain, a grant and a scrubbed end for each lease
+
 	MaxRecovery    float64 `json:"max_recovery_seconds"` // from the daemon's start until it answers and each lease is decided
 	MedianRecovery float64 `json:"median_recovery_seconds"`
 	MaxSettled     float64 `json:"max_settled_seconds"` // from the daemon's start until nothing is under way

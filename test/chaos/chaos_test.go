@@ -1,7 +1,9 @@
 package chaos
 
 import (
+	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"vfbroker/broker"
 	pb "vfbroker/broker/brokerpb"
 	"vfbroker/sriov"
 )
@@ -194,5 +197,49 @@ func TestResult(t *testing.T) {
 		if got[key] != want {
 			t.Errorf("%s is %v, want %v", key, got[key], want)
 		}
+	}
+}
+
+// logOf is an audit log of events, chained, and its head.
+func logOf(t *testing.T, records ...broker.AuditRecord) (texts []string, head string) {
+	t.Helper()
+	for i, r := range records {
+		r.Seq, r.Prev = uint64(i+1), head
+		text, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		head = fmt.Sprintf("%x", sha256.Sum256(text))
+		texts = append(texts, string(text))
+	}
+	return texts, head
+}
+
+func TestAuditFaults(t *testing.T) {
+	t.Parallel()
+	grant := broker.AuditRecord{Event: broker.AuditGranted, Lease: "a"}
+	end := broker.AuditRecord{Event: broker.AuditReleased, Lease: "a", Scrub: &broker.ScrubRecord{}}
+	other := broker.AuditRecord{Event: broker.AuditLost, Lease: "b"}
+	for name, tc := range map[string]struct {
+		records []broker.AuditRecord
+		granted []string
+		want    string // "": nothing is wrong
+	}{
+		"a lease":          {[]broker.AuditRecord{grant, end}, []string{"a"}, ""},
+		"not ended":        {[]broker.AuditRecord{grant}, nil, "1 grants and 0 ends"},
+		"granted twice":    {[]broker.AuditRecord{grant, grant, end}, nil, "2 grants and 1 ends"},
+		"not granted":      {[]broker.AuditRecord{grant, end, other}, nil, "lease b has 1 ends"},
+		"nobody recorded":  {[]broker.AuditRecord{grant, end}, []string{"c"}, "lease c was granted"},
+		"without evidence": {[]broker.AuditRecord{grant, {Event: broker.AuditReleased, Lease: "a"}}, nil, "without a scrub"},
+	} {
+		texts, head := logOf(t, tc.records...)
+		got := auditFaults(texts, head, tc.granted)
+		if tc.want == "" && len(got) > 0 || tc.want != "" && (len(got) != 1 || !strings.Contains(got[0], tc.want)) {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+	texts, head := logOf(t, grant, end)
+	if got := auditFaults(texts[1:], "other than "+head, nil); len(got) == 0 {
+		t.Error("a log that ends otherwise than it says has no fault")
 	}
 }

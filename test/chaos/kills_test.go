@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	pb "vfbroker/broker/brokerpb"
 	"vfbroker/sriov/sysfs"
 )
 
@@ -58,6 +59,7 @@ func (c *chaos) finish(t *testing.T, l *load) {
 		l.halt()
 	} else {
 		c.drain(t, l)
+		c.audit(t, l)
 	}
 	c.result.Grants += l.grants
 	c.result.Releases += l.releases
@@ -73,6 +75,29 @@ func (c *chaos) drain(t *testing.T, l *load) {
 		t.Fatalf("wait until the clients hold nothing: %v", err)
 	}
 	l.halt()
+}
+
+// audit looks into the audit log while no lease is live.
+func (c *chaos) audit(t *testing.T, l *load) {
+	ctx, cancel := context.WithTimeout(t.Context(), settling)
+	defer cancel()
+	var texts []string
+	for request := (&pb.AuditRequest{}); ; {
+		page, err := c.daemon.Audit(ctx, request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts = append(texts, page.Records...)
+		if request.PageToken = page.NextPageToken; request.PageToken != "" {
+			continue
+		}
+		faults := auditFaults(texts, page.Head, l.granted)
+		c.result.Unaudited += len(faults)
+		for _, fault := range faults {
+			t.Error(fault)
+		}
+		return
+	}
 }
 
 // warmUp lets the load run without a kill and returns how long an acquire and a release take

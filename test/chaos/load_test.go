@@ -35,7 +35,7 @@ type load struct {
 	acquiring, releasing int // calls under way
 	clients              []*client
 	grants, releases     int
-	acquireTime, cycles  time.Duration
+	granted              []string // leases that clients were told of
 	dead                 string   // guest that was killed: what its clients see is no fault
 	faults               []string // what no client may see
 	dirty                []string
@@ -163,11 +163,10 @@ func (l *load) run(c *client) {
 }
 
 // begin notes that a call is under way, and done that it no longer is.
-func (l *load) begin(calls *int) time.Time {
+func (l *load) begin(calls *int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	*calls++
-	return time.Now()
 }
 
 func (l *load) done(calls *int) {
@@ -183,12 +182,12 @@ func (l *load) acquire(c *client) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callTime)
 	defer cancel()
-	began := l.begin(&l.acquiring)
+	l.begin(&l.acquiring)
 	reply, err := l.daemon.Acquire(ctx, c.request)
 	l.done(&l.acquiring)
 	switch code := status.Code(err); {
 	case err == nil:
-		l.granted(c, reply.Lease, time.Since(began))
+		l.hold(c, reply.Lease)
 	case lost(err): // the daemon was killed, now or, of a repeated request, before
 	case code == codes.ResourceExhausted: // functions of interrupted requests are still on their way back
 		l.forget(c)
@@ -263,8 +262,8 @@ func (l *load) forget(c *client) {
 	c.request = nil
 }
 
-// granted looks at what was handed out before anybody can have used it.
-func (l *load) granted(c *client, lease *pb.Lease, took time.Duration) {
+// hold looks at what was handed out before anybody can have used it.
+func (l *load) hold(c *client, lease *pb.Lease) {
 	traces := l.tracesOf(lease, &c.asked)
 	if l.note != nil {
 		if err := l.note(lease); err != nil {
@@ -275,7 +274,7 @@ func (l *load) granted(c *client, lease *pb.Lease, took time.Duration) {
 	defer l.mu.Unlock()
 	c.request, c.lease = nil, lease
 	l.grants++
-	l.acquireTime += took
+	l.granted = append(l.granted, lease.Id)
 	if lease.State != pb.LeaseState_LEASE_STATE_ACTIVE {
 		l.faults = append(l.faults, fmt.Sprintf("client %d was granted lease %s, which is %s", c.n, lease.Id, lease.State))
 	}
