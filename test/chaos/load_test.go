@@ -23,6 +23,7 @@ type load struct {
 	host   *host
 	pf     string
 	guests []string
+	seed   uint64
 	note   func(*pb.Lease) error // writes a grant down; nil: it need not be
 
 	mu      sync.Mutex
@@ -57,7 +58,7 @@ const callTime = 2 * time.Minute
 
 // newLoad starts n clients, which are halted.
 func newLoad(d *rig.Daemon, h *host, guests []string, n int, seed uint64) *load {
-	l := &load{daemon: d, host: h, pf: h.pf.ID, guests: guests, halted: true}
+	l := &load{daemon: d, host: h, pf: h.pf.ID, guests: guests, seed: seed, halted: true}
 	l.changed = sync.NewCond(&l.mu)
 	for i := range n {
 		c := &client{n: i, rand: rand.New(rand.NewPCG(seed, uint64(i)))}
@@ -248,7 +249,7 @@ func (c *client) ask(l *load) {
 		c.asked.VLAN = 1 + c.rand.IntN(4000)
 	}
 	request := &pb.AcquireRequest{
-		RequestId: fmt.Sprintf("chaos-%d-%d", c.n, c.asks), Guest: l.guests[c.rand.IntN(len(l.guests))], Pf: l.pf, Owner: fmt.Sprintf("client %d", c.n),
+		RequestId: fmt.Sprintf("chaos-%d-%d-%d", l.seed, c.n, c.asks), Guest: l.guests[c.rand.IntN(len(l.guests))], Pf: l.pf, Owner: fmt.Sprintf("client %d", c.n),
 		Mac: c.asked.MAC, Vlan: int32(c.asked.VLAN), MaxRateMbps: int32(c.asked.MaxRate),
 	}
 	l.mu.Lock()
