@@ -17,7 +17,7 @@ import (
 // AuditCopy is a journal whose audit log is also written to a file, one record
 // a line, the text as the log has it. The file is behind the journal by what is being written; it is not synced, and it
 // is opened for each group of records, so that it may be moved away (logrotate). What it lacks, after an error or a restart, is
-// written as soon as it can be, as far as the journal still has it. A file that is empty after a restart gets all there is.
+// tried again with the next record, as far as the journal still has it. A file that is empty after a restart gets all there is.
 type AuditCopy struct {
 	*JournalFile
 	path string
