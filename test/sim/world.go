@@ -73,6 +73,7 @@ type world struct {
 	choose func([]*gate) (*gate, verdict) // decides on the effects; nil: the first happens
 
 	touched map[pci.Addr]bool // by strangers, while they were free
+	away    map[pci.Addr]bool // when the journal was lost, since then
 
 	mu         sync.Mutex
 	violations []string
@@ -96,7 +97,7 @@ func founded(host *fakehost.Host, where site) *snapshot {
 // resume makes a world of what survived. Time goes on from there, and no daemon runs yet.
 func (s *snapshot) resume(t testing.TB, seed uint64) *world {
 	time.Sleep(time.Until(s.now))
-	w := &world{snapshot: *s, t: t, sched: &scheduler{}, touched: map[pci.Addr]bool{}}
+	w := &world{snapshot: *s, t: t, sched: &scheduler{}, touched: map[pci.Addr]bool{}, away: map[pci.Addr]bool{}}
 	w.host = s.host.Clone()
 	w.hv, w.disk, w.promises = s.hv.Clone(w.host), s.disk.clone(), maps.Clone(s.promises)
 	w.past = newHistory(w.boottime, w.disk.live())
@@ -227,6 +228,9 @@ func (w *world) endDaemon() {
 func (w *world) loseJournal() {
 	w.losses++
 	w.learning = true
+	for _, f := range w.functions {
+		w.away[f] = !present(w.host, f)
+	}
 	writes := w.disk.writes
 	w.disk = newDisk(fmt.Sprint("e", w.losses+1))
 	w.disk.writes = writes
