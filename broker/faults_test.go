@@ -284,31 +284,6 @@ func TestHostsOwnDevices(t *testing.T) {
 	}
 }
 
-// What a crash left of a carve is finished only where the policy still allows it.
-func TestInterruptedCarve(t *testing.T) {
-	t.Parallel()
-	for _, allowed := range []bool{true, false} {
-		r := newRig(t)
-		boot, err := r.host.ReadFile("/proc/sys/kernel/random/boot_id")
-		if err != nil {
-			t.Fatal(err)
-		}
-		record := broker.PFRecord{ID: r.pf, Addr: r.host.PF(pfMAC), Carve: &broker.Carving{Want: 3, Found: 7, BootID: strings.TrimSpace(string(boot))}}
-		if err := r.store.Commit(t.Context(), broker.Batch{PFs: []broker.PFRecord{record}}); err != nil {
-			t.Fatal(err)
-		}
-		want := 3
-		r.options.Policy.PFs[0].VFs = nil
-		if !allowed {
-			r.options.Policy, want = broker.Policy{}, 7
-		}
-		r.restart()
-		if pf, err := sriov.ReadPF(r.host, r.host.PF(pfMAC)); err != nil || pf.NumVFs != want {
-			t.Errorf("allowed %v: %d VFs, %v; want %d", allowed, pf.NumVFs, err, want)
-		}
-	}
-}
-
 func TestVanished(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

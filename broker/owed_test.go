@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 
 	"vfbroker/broker"
@@ -12,31 +13,58 @@ import (
 // failing is a journal that can be broken and mended.
 type failing struct {
 	broker.Store
+
+	mu      sync.Mutex
 	broken  error
 	reached bool // what fails is written all the same
+	pfs     int  // in the largest batch
 }
 
 func (f *failing) Commit(ctx context.Context, b broker.Batch) error {
-	if f.broken == nil || f.reached {
+	f.mu.Lock()
+	broken, reached := f.broken, f.reached
+	f.pfs = max(f.pfs, len(b.PFs))
+	f.mu.Unlock()
+	if broken == nil || reached {
 		if err := f.Store.Commit(ctx, b); err != nil {
 			return err
 		}
 	}
-	return f.broken
+	return broken
+}
+
+// breaks has commits fail from now on, nil: succeed.
+func (f *failing) breaks(err error, reached bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.broken, f.reached = err, reached
+}
+
+// largest is how many PFs' records the largest batch had.
+func (f *failing) largest() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pfs
 }
 
 // breakable puts a failing journal before the rig's.
 func breakable(t *testing.T) (*rig, *failing) {
 	r := newRig(t)
-	r.Broker.Close()
 	f := &failing{Store: r.store}
-	r.options.Store = f
-	var err error
-	if r.Broker, err = broker.Open(t.Context(), r.options); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(r.Broker.Close)
+	r.over(f)
 	return r, f
+}
+
+// over starts the daemon anew on another store.
+func (r *rig) over(s broker.Store) {
+	r.t.Helper()
+	r.Broker.Close()
+	r.options.Store = s
+	var err error
+	if r.Broker, err = broker.Open(r.t.Context(), r.options); err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(r.Broker.Close)
 }
 
 var errFull = fmt.Errorf("%w: no space left", broker.ErrUnavailable)
@@ -50,7 +78,7 @@ func TestJournalFull(t *testing.T) {
 			t.Parallel()
 			r, journal := breakable(t)
 			first, second := r.acquire("1", "a"), r.acquire("2", "b")
-			journal.broken, journal.reached = errFull, reached
+			journal.breaks(errFull, reached)
 			for i := range 3 {
 				if _, err := r.Acquire(t.Context(), root, broker.Request{RequestID: fmt.Sprint("refused", i), Guest: "a"}); !errors.Is(err, broker.ErrUnavailable) {
 					t.Errorf("acquire: %v", err)
@@ -62,7 +90,7 @@ func TestJournalFull(t *testing.T) {
 			if _, err := r.renew(second, 1); !errors.Is(err, broker.ErrUnavailable) && !errors.Is(err, broker.ErrDenied) {
 				t.Errorf("renewed: %v", err)
 			}
-			journal.broken = nil
+			journal.breaks(nil, false)
 			third := r.acquire("3", "a")
 			want := map[broker.LeaseID]broker.LeaseState{first.ID: broker.Closed, second.ID: broker.Active, third.ID: broker.Active}
 			j, err := r.store.Load()
@@ -99,7 +127,7 @@ func TestJournalBehindAtTheEnd(t *testing.T) {
 	t.Parallel()
 	r, journal := breakable(t)
 	l := r.acquire("1", "a")
-	journal.broken = errFull
+	journal.breaks(errFull, false)
 	r.release(l)
 	r.restart()
 	r.await(l, broker.Closed)
