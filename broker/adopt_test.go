@@ -76,3 +76,54 @@ func TestForeignPlug(t *testing.T) {
 		t.Errorf("lent: %v", err)
 	}
 }
+
+// A lease that was learned from its guest is kept across the guest's restart where the guest keeps its leases.
+func TestAdoptedIsKept(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, keepGuests, guestsListed)
+	l := r.acquire("1", "a")
+	r.loseJournal()
+	r.hv.End("a")
+	r.await(l, broker.Pending)
+	r.hv.Start("a")
+	r.await(l, broker.Active)
+	if held := r.hv.Held("a"); len(held) != 1 || held[0] != l.Addr {
+		t.Errorf("the guest holds %v, want %s", held, l.Addr)
+	}
+}
+
+// What a guest holds is learned from it where the kernel cannot return the PF's list, too.
+func TestAdoptedNotReadable(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, guestsListed)
+	r.host.NotReadable(r.host.PF(pfMAC), true)
+	first, second := r.acquire("1", "a"), r.acquire("2", "a")
+	r.loseJournal()
+	for _, l := range []broker.Lease{first, second} {
+		got, err := r.Lease(root, l.ID)
+		if err != nil || got.State != broker.Active || got.Function != l.Function {
+			t.Fatalf("lease %s of function %s: %+v, %v", l.ID, l.Function, got, err)
+		}
+		if got = r.release(got); got.State != broker.Closed {
+			t.Errorf("released: %s", got.State)
+		}
+	}
+	r.until("the rest is scrubbed", func() bool { return r.Stats().Functions[r.pf][broker.Free] == 7 })
+	r.host.NotReadable(r.host.PF(pfMAC), false)
+	r.pristine()
+}
+
+// guestsListed has the daemon know which guests there are.
+func guestsListed(r *rig) {
+	r.options.ListGuests = func() ([]broker.GuestID, error) { return []broker.GuestID{"a", "b"}, nil }
+}
+
+// loseJournal starts the daemon anew without its journal.
+func (r *rig) loseJournal() {
+	r.t.Helper()
+	r.Broker.Close()
+	if err := errors.Join(r.store.Close(), os.Remove(r.journal)); err != nil {
+		r.t.Fatal(err)
+	}
+	r.open()
+}

@@ -1,0 +1,148 @@
+package broker_test
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"vfbroker/broker"
+	"vfbroker/guestshim"
+	"vfbroker/test/fakehv"
+)
+
+// A guest that keeps its leases may end again while its function is plugged in: the lease waits for it once more.
+func TestGuestRestartsTwice(t *testing.T) {
+	t.Parallel()
+	for _, plugged := range []bool{false, true} {
+		t.Run(fmt.Sprintf("plugged %v", plugged), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, keepGuests)
+			l := r.acquire("1", "a")
+			r.hv.End("a")
+			r.await(l, broker.Pending)
+			ended := r.endAtAttach(plugged)
+			r.hv.Start("a")
+			<-ended
+			r.until("the lease waits again", func() bool {
+				got, err := r.Lease(root, l.ID)
+				return err == nil && got.State == broker.Pending && got.Guest.Incarnation == ""
+			})
+			r.hv.Start("a")
+			back := r.await(l, broker.Active)
+			if held := r.hv.Held("a"); len(held) != 1 || held[0] != l.Addr || back.Generation != l.Generation {
+				t.Errorf("the guest holds %v, want %s; the lease's generation is %v, and was %v", held, l.Addr, back.Generation, l.Generation)
+			}
+			r.release(back)
+			r.pristine()
+		})
+	}
+}
+
+// endAtAttach has the guest of the next attach end, before or after it has the function.
+func (r *rig) endAtAttach(plugged bool) <-chan struct{} {
+	ended := make(chan struct{})
+	var once sync.Once
+	r.hv.OnEffect(func(e fakehv.Effect, do func() error) (err error) {
+		first := false
+		once.Do(func() { first = true })
+		if !first {
+			return do()
+		}
+		defer close(ended)
+		if plugged {
+			err = do()
+		} else {
+			err = fmt.Errorf("guest %s: %w: it does not run", e.Guest, broker.ErrNotFound)
+		}
+		r.hv.End(e.Guest)
+		return err
+	})
+	return ended
+}
+
+// A guest that restarts has until the end of its time for that to bring its shim up, too.
+func TestRestartedGuestsShim(t *testing.T) {
+	t.Parallel()
+	for _, comes := range []bool{true, false} {
+		t.Run(fmt.Sprintf("comes %v", comes), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, keepGuests, func(r *rig) {
+				if !comes {
+					r.options.Limits.Restart = 50 * time.Millisecond
+				}
+			})
+			var down atomic.Bool
+			var missed atomic.Int64
+			r.hv.Serve(func(broker.GuestID) (net.Conn, error) {
+				if down.Load() {
+					missed.Add(1)
+					return nil, syscall.ECONNRESET
+				}
+				ours, theirs := net.Pipe()
+				go reportUp(theirs)
+				return ours, nil
+			})
+			l, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "1", Guest: "a", Shim: broker.ShimRequire})
+			if err != nil {
+				t.Fatal(err)
+			}
+			down.Store(true)
+			r.hv.Start("a")
+			if !comes {
+				r.await(l, broker.Closed)
+				r.pristine()
+				return
+			}
+			r.until("the shim is missed twice", func() bool { return missed.Load() >= 2 })
+			down.Store(false)
+			if back := r.await(l, broker.Active); back.Generation != l.Generation {
+				t.Errorf("the lease's generation is %v, and was %v", back.Generation, l.Generation)
+			}
+		})
+	}
+}
+
+// reportUp is a shim that has every function it is asked for, up.
+func reportUp(conn net.Conn) {
+	defer conn.Close()
+	for in := bufio.NewScanner(conn); in.Scan(); {
+		var request struct {
+			ID   uint64             `json:"id"`
+			Body guestshim.Identity `json:"body"`
+		}
+		if json.Unmarshal(in.Bytes(), &request) != nil {
+			return
+		}
+		report, err := json.Marshal(guestshim.Report{Driver: "igbvf", Netdev: "eth1", MAC: request.Body.MAC, Up: true, Carrier: new(true), Link: true})
+		if err != nil {
+			return
+		}
+		fmt.Fprintf(conn, `{"v":%d,"id":%d,"body":%s}`+"\n", guestshim.Version, request.ID, report)
+	}
+}
+
+// A request whose lease waits for its guest is told to ask again, and then has the same lease.
+func TestAskWhileTheGuestIsAway(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, keepGuests)
+	l := r.acquire("1", "a")
+	r.hv.End("a")
+	r.await(l, broker.Pending)
+	_, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "1", Guest: "a"})
+	if !errors.Is(err, broker.ErrGuestNotReady) || !strings.Contains(err.Error(), "ask again") {
+		t.Errorf("while the guest is away: %v", err)
+	}
+	r.hv.Start("a")
+	r.await(l, broker.Active)
+	if again := r.acquire("1", "a"); again.ID != l.ID {
+		t.Errorf("asked again: lease %s, want %s", again.ID, l.ID)
+	}
+}
