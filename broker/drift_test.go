@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -51,6 +52,19 @@ func TestDriftOfDriver(t *testing.T) {
 	}
 	// The driver has given the VF an address, which stays until the next grant or release.
 	r.until("it is over", func() bool { return !strings.Contains(kinds(r.function(3).Drift), "driver") })
+}
+
+// A PF without a driver has no interface that could be set up.
+func TestPFWithoutDriver(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, watched)
+	if err := r.host.Behind().Write("/sys/bus/pci/drivers/igb/unbind", r.host.PF(pfMAC).String()); err != nil {
+		t.Fatal(err)
+	}
+	r.until("it is refused with the reason", func() bool {
+		_, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "1", Guest: "a", PF: r.pf})
+		return errors.Is(err, broker.ErrUnavailable) && strings.Contains(err.Error(), "no network interface here (driver: none)")
+	})
 }
 
 func TestDriftOfNumVFs(t *testing.T) {

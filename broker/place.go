@@ -154,6 +154,9 @@ func usable(p *pfState, r Request) error {
 		return fmt.Errorf("PF %s: %w: it is not on the allow-list; add it to pfs in the configuration", p.id(), ErrDenied)
 	case p.carving:
 		return fmt.Errorf("PF %s: %w: it is being carved; try again when that has ended", p.id(), ErrUnavailable)
+	case p.pf.Netdev == "":
+		return fmt.Errorf("PF %s: %w: it has no network interface here (driver: %s); bind it to its driver, or move the interface back to this network namespace",
+			p.id(), ErrUnavailable, orNone(p.pf.Driver))
 	case !p.pf.Up:
 		// VFs of a PF that is down have no link, and igb's fail to initialise.
 		return fmt.Errorf("PF %s: %w: %w: ip link set %s up", p.id(), ErrUnavailable, errDown, p.pf.Netdev)
