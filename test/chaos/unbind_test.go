@@ -24,8 +24,8 @@ const (
 )
 
 // unbind takes the PF from its driver while a real guest and a scripted one hold VFs. The kernel asks who has
-// a VF open to close it, and waits with the lock of the host's links held (igb_remove, drivers/net/ethernet/intel/igb):
-// QEMU has its guest let go, the scripted guest does not care and is killed.
+// a VF open to close it, and waits, and whoever reads the PF waits with it: QEMU has its guest let go, the
+// scripted guest does not care and is killed.
 func (c *chaos) unbind(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
