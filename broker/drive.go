@@ -258,7 +258,9 @@ func (d *driver) settle(l Lease, a action) bool {
 	} else {
 		record.Scrub = &scrub
 	}
-	d.b.refreshFunction(l.Function)
+	if a.to != Lost {
+		d.b.refreshFunction(l.Function)
+	}
 	err := d.b.transition(d.e, l, func(l *Lease, batch *Batch) {
 		l.State = a.to
 		l.Steps = append(l.Steps, d.spent...)
@@ -268,8 +270,9 @@ func (d *driver) settle(l Lease, a action) bool {
 		batch.Functions = append(batch.Functions, record)
 		batch.Audit = append(batch.Audit, d.b.auditOfEnd(*l, record)...)
 	}, a.err)
-	if err == nil {
-		d.b.tidy(l.Function.PF)
+	if err == nil && a.to == Lost {
+		// To look where a PF is just losing its driver may take as long as that does.
+		d.b.workers.Go(func() { d.b.refreshFunction(l.Function); d.b.tidy(l.Function.PF) })
 	}
 	return d.afterCommit(err)
 }
