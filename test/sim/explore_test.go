@@ -10,7 +10,7 @@ import (
 
 // explorer plays a scenario and takes, at every effect of it, what every way to
 // crash there would leave behind. From each of these, a daemon recovers, and every effect of that is crashed at in
-// the same way, until no crash leaves anything that is new. Crashes that leave the same behind have the same
+// the same way; what that leaves behind is recovered from as well. Crashes that leave the same behind have the same
 // recovery, which is run once.
 type explorer struct {
 	t        *testing.T
@@ -45,7 +45,7 @@ type watcher struct {
 // watch makes the explorer look at the world at each moment of its effects.
 func (x *explorer) watch(w *world, from remains) *watcher {
 	v := &watcher{x: x, w: w, from: from}
-	if from.depth == 0 || *deep {
+	if from.depth == 0 || *deep && from.depth == 1 {
 		w.sched.observe = v.observe
 	}
 	return v

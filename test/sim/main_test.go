@@ -13,7 +13,7 @@ import (
 var (
 	seeds   = flag.Int("seeds", 200, "how many random runs")
 	oneSeed = flag.Uint64("seed", 0, "replay the run of this seed, with its trace")
-	deep    = flag.Bool("deep", false, "crash again at every effect of every recovery, and of the recovery after that, until nothing new is left behind")
+	deep    = flag.Bool("deep", false, "crash again at every effect of every recovery, and recover from that")
 	mutate  = flag.Bool("mutants", false, "take each guard away, and see that it is missed")
 	out     = flag.String("out", "", "write the tally to this file")
 )
