@@ -59,7 +59,7 @@ func TestCarveJournalFull(t *testing.T) {
 				}
 			}
 			journal.breaks(nil, false)
-			r.acquire("1", "a")
+			r.release(r.acquire("1", "a"))
 			if n := journal.largest(); n != 1 {
 				t.Errorf("a commit had %d records of the one PF", n)
 			}

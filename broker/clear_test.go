@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -63,18 +64,13 @@ func TestScrubOfWhatVanishes(t *testing.T) {
 	l := r.acquire("1", "a")
 	r.hv.Vanish(l.Addr)
 	r.await(l, broker.Lost)
-	var once sync.Once
 	gone := make(chan struct{})
-	r.host.OnWrite(func(e fakehost.Effect, do func() error) (err error) {
-		if strings.HasSuffix(e.Name, l.Addr.String()+"/reset") {
-			once.Do(func() {
-				r.numVFs("0")
-				err = syscall.ENODEV
-				close(gone)
-			})
-		}
-		if err != nil {
-			return err
+	var went atomic.Bool
+	r.host.OnWrite(func(e fakehost.Effect, do func() error) error {
+		if strings.HasSuffix(e.Name, l.Addr.String()+"/reset") && went.CompareAndSwap(false, true) {
+			r.numVFs("0")
+			close(gone)
+			return syscall.ENODEV
 		}
 		return do()
 	})
@@ -135,13 +131,11 @@ func TestAwaitsNoOtherPF(t *testing.T) {
 // hangOnce has the first effect whose name ends so begin, and end when goOn is called.
 func (r *rig) hangOnce(name string) (begun <-chan struct{}, goOn func()) {
 	begins, gate := make(chan struct{}), make(chan struct{})
-	var once sync.Once
+	var hung atomic.Bool
 	r.host.OnWrite(func(e fakehost.Effect, do func() error) error {
-		if strings.HasSuffix(e.Name, name) {
-			once.Do(func() {
-				close(begins)
-				<-gate
-			})
+		if strings.HasSuffix(e.Name, name) && hung.CompareAndSwap(false, true) {
+			close(begins)
+			<-gate
 		}
 		return do()
 	})

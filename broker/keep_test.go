@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -49,11 +48,9 @@ func TestGuestRestartsTwice(t *testing.T) {
 // endAtAttach has the guest of the next attach end, before or after it has the function.
 func (r *rig) endAtAttach(plugged bool) <-chan struct{} {
 	ended := make(chan struct{})
-	var once sync.Once
+	var did atomic.Bool
 	r.hv.OnEffect(func(e fakehv.Effect, do func() error) (err error) {
-		first := false
-		once.Do(func() { first = true })
-		if !first {
+		if !did.CompareAndSwap(false, true) {
 			return do()
 		}
 		defer close(ended)
