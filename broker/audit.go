@@ -16,7 +16,7 @@ type AuditEvent string
 // The events of the audit log. Each lease that was granted has one granted and one of released and lost.
 const (
 	AuditGranted     AuditEvent = "granted"
-	AuditRenewed     AuditEvent = "renewed"
+	AuditRenewed     AuditEvent = "renewed"  // told once an hour of each lease and who renews it
 	AuditReleased    AuditEvent = "released" // scrubbed, or quarantined with the reason
 	AuditLost        AuditEvent = "lost"     // its function is gone
 	AuditAdopted     AuditEvent = "adopted"  // found in a guest by a daemon without a journal

@@ -95,3 +95,24 @@ func TestAudit(t *testing.T) {
 		t.Errorf("a tenant reads the log: %v", err)
 	}
 }
+
+// Who renews again and again drives nothing out of the audit log.
+func TestRenewalsAreToldOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	l := r.grant("1", "a", time.Hour)
+	for range 20 {
+		if _, err := r.renew(l, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	told := 0
+	for _, line := range r.audit(broker.AuditFilter{}) {
+		if line.Event == broker.AuditRenewed {
+			told++
+		}
+	}
+	if told != 1 {
+		t.Errorf("20 renewals by one user within an hour are told %d times", told)
+	}
+}

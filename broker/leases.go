@@ -3,6 +3,7 @@ package broker
 import (
 	"slices"
 	"sync"
+	"time"
 )
 
 // keepClosed is how many ended leases are remembered, for idempotent answers.
@@ -13,6 +14,10 @@ type entry struct {
 	// turning holds a token while the lease is changed durably: across
 	// the journal's write, never across a step on the host.
 	turning chan struct{} // capacity 1
+
+	// Of the last renewal that the audit log was told of; with turning's token.
+	renewedAt time.Duration
+	renewedBy int
 
 	// The rest is guarded by Broker.mu.
 	lease   Lease

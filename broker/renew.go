@@ -16,6 +16,14 @@ type RenewRequest struct {
 	DryRun     bool
 }
 
+// until is the end that is asked for, 0: none.
+func (r RenewRequest) until(now time.Duration) time.Duration {
+	if r.Duration == 0 {
+		return 0
+	}
+	return now + r.Duration
+}
+
 // Renew gives an active lease a new end, durably, before it returns. It may bring
 // the end nearer, too. To ask twice is no error: the later answer counts from the later call. In the grace after its
 // end a lease can still be renewed; afterwards it is ErrConflict.
@@ -32,9 +40,9 @@ func (b *Broker) Renew(ctx context.Context, c Caller, r RenewRequest) (Lease, er
 	}
 	renew := func(l *Lease, batch *Batch) {
 		now := b.clock()
-		l.Until = 0
-		if r.Duration != 0 {
-			l.Until = now + r.Duration
+		l.Until = r.until(now)
+		if !e.toldOf(c.UID, now) {
+			return
 		}
 		record := b.auditOf(*l, AuditRenewed)
 		record.Caller = &c.UID
@@ -47,7 +55,7 @@ func (b *Broker) Renew(ctx context.Context, c Caller, r RenewRequest) (Lease, er
 			return l, fmt.Errorf("renew lease %s: %w: it is %s; acquire anew", l.ID, ErrConflict, stateOf(l, b.clock()))
 		}
 		if r.DryRun {
-			renew(&l, &Batch{})
+			l.Until = r.until(b.clock())
 			return l, nil
 		}
 		err := b.meanwhile(ctx, func() error { return b.transition(e, l, renew, nil) })
@@ -58,6 +66,19 @@ func (b *Broker) Renew(ctx context.Context, c Caller, r RenewRequest) (Lease, er
 			return l, fmt.Errorf("renew lease %s: %w", l.ID, err)
 		}
 	}
+}
+
+// tellAgain is how often the audit log is told that somebody renews a lease: it
+// keeps a number of records, and renewals must not drive out who had what.
+const tellAgain = time.Hour
+
+// toldOf says whether a renewal is to be told, and notes that it was. A lease is renewed by one at a time.
+func (e *entry) toldOf(uid int, now time.Duration) bool {
+	if e.renewedAt != 0 && e.renewedBy == uid && now-e.renewedAt < tellAgain {
+		return false
+	}
+	e.renewedAt, e.renewedBy = now, uid
+	return true
 }
 
 func stateOf(l Lease, now time.Duration) string {
