@@ -1,9 +1,11 @@
 package rpc_test
 
 import (
+	"context"
 	"net"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -76,8 +78,34 @@ func carvedHost(b *testing.B, pfs, vfsPerPF int) *fakehost.Host {
 // that a daemon does not have.
 type hostOnce struct{ sysfs.FS }
 
-// noAttributes are never asked for by a list.
+// noAttributes cannot be read: a list asks for none.
 type noAttributes struct{ sriov.Attributes }
+
+func (noAttributes) VFs(context.Context, sriov.PF) ([]sriov.VFAttrs, error) {
+	return nil, sriov.ErrNotReadable
+}
+
+// known has a daemon run on the host until every function is free: a new journal knows nothing, so that all are scrubbed first.
+func known(b *testing.B, host *fakehost.Host, store broker.Store, policy broker.Policy) {
+	b.Helper()
+	br, err := broker.Open(b.Context(), broker.Options{FS: host, Attributes: host.Attributes(), Store: store, Policy: policy, Guests: noGuests})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer br.Close()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		waiting := 0
+		for _, states := range br.Stats().Functions {
+			waiting += states[broker.Quarantined] + states[broker.Scrubbing]
+		}
+		if waiting == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.Fatalf("%d functions are not free", waiting)
+		}
+	}
+}
 
 func noGuests(broker.GuestID) (broker.GuestConfig, error) {
 	return broker.GuestConfig{}, broker.ErrNotFound
@@ -100,6 +128,7 @@ func serve(b *testing.B, host *fakehost.Host) pb.BrokerClient {
 	for _, pf := range pfs {
 		policy.PFs = append(policy.PFs, broker.PFPolicy{PF: pf.ID})
 	}
+	known(b, host, store, policy)
 	once := &hostOnce{host}
 	br, err := broker.Open(b.Context(), broker.Options{FS: once, Attributes: noAttributes{}, Store: store, Policy: policy, Guests: noGuests})
 	if err != nil {
