@@ -10,8 +10,12 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// keepAudit is how many records of the audit log the journal keeps.
-const keepAudit = 8192
+// The journal keeps the newest keepAudit records of the audit log, and up to dropAudit more: the oldest
+// are dropped so many at a time, since a record alone would cost each commit two more pages.
+const (
+	keepAudit = 8192
+	dropAudit = 256
+)
 
 // auditHead is where the audit log ends: the number and the hash of its newest record.
 type auditHead struct {
@@ -29,7 +33,7 @@ func readAuditHead(meta []byte) (h auditHead, err error) {
 	return h, nil
 }
 
-// putAudit appends records to the audit log, and drops the oldest beyond keepAudit.
+// putAudit appends records to the audit log, and drops the oldest.
 func putAudit(w *recordWriter, records []AuditRecord, again bool) error {
 	if len(records) == 0 {
 		return nil
@@ -62,9 +66,11 @@ func putAudit(w *recordWriter, records []AuditRecord, again bool) error {
 		if again {
 			written[r.ID] = true // two that are owed may be one
 		}
-		if r.Seq > keepAudit {
-			if err := w.remove(bucketAudit, auditKey(r.Seq-keepAudit)); err != nil {
-				return err
+		if r.Seq > keepAudit && r.Seq%dropAudit == 0 {
+			for old := r.Seq - keepAudit - dropAudit + 1; old <= r.Seq-keepAudit; old++ {
+				if err := w.remove(bucketAudit, auditKey(old)); err != nil {
+					return err
+				}
 			}
 		}
 	}

@@ -142,7 +142,7 @@ func filledStore(b *testing.B) broker.Store {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { store.Close() })
-	var all broker.Batch
+	all := broker.Batch{Audit: fullAudit()} // a journal in use
 	for n := range keptLeases {
 		all.Leases = append(all.Leases, sampleLease(n, broker.Closed))
 	}

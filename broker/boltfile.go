@@ -85,9 +85,9 @@ func (f *boltFile) abandon() {
 func openBolt(path string, readOnly bool) (*boltFile, error) {
 	f := &boltFile{}
 	err := guarded(func() (err error) {
-		// The list of free pages is kept in the file: without it bbolt walks all pages in a
-		// goroutine of its own, where what it makes of a damaged one cannot be caught.
-		f.DB, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, ReadOnly: readOnly,
+		// The list of free pages is not kept in the file, which saves each commit a page. At opening bbolt
+		// walks all pages for it, in a goroutine of its own, where a panic could not be caught: checkFile has looked at them before.
+		f.DB, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, ReadOnly: readOnly, NoFreelistSync: true,
 			OpenFile: func(name string, flag int, mode fs.FileMode) (_ *os.File, err error) {
 				f.file, err = os.OpenFile(name, flag&^os.O_CREATE, mode)
 				return f.file, err

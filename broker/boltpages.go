@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
+	"math"
 )
 
 // The layout of bbolt's file (go.etcd.io/bbolt/internal/common: page.go, meta.go, bucket.go), in the machine's byte order.
@@ -36,6 +37,9 @@ type boltMeta struct {
 	txid                 uint64
 }
 
+// noFreelist stands for the list of free pages in a file that keeps none (go.etcd.io/bbolt/internal/common, PgidNoFreelist).
+const noFreelist = math.MaxUint64
+
 // pageCheck walks the pages of the newest transaction.
 type pageCheck struct {
 	r     io.ReaderAt
@@ -45,7 +49,7 @@ type pageCheck struct {
 }
 
 // checkPages looks at every page that the newest transaction of a bbolt file uses: each
-// is there once and in its place, keys are in order, and the list of free pages holds exactly the rest. bbolt
+// is there once and in its place, keys are in order, and the list of free pages, where there is one, holds exactly the rest. bbolt
 // itself believes its pages: it panics on one that makes no sense, in goroutines of its own too, and writes over
 // pages in use when the list of free ones is of another time.
 func checkPages(r io.ReaderAt, size int64) error {
@@ -59,6 +63,9 @@ func checkPages(r io.ReaderAt, size int64) error {
 	}
 	if err := c.tree(meta.root, nil, nil); err != nil {
 		return err
+	}
+	if meta.freelist == noFreelist {
+		return nil
 	}
 	if err := c.free(); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
@@ -193,11 +194,14 @@ func loadBucket[T any](tx *bolt.Tx, name string, into *[]T) error {
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func encodeRecord(rec any) ([]byte, error) {
-	text, err := json.Marshal(rec)
-	if err != nil {
+	var b bytes.Buffer
+	b.Write(make([]byte, 4))
+	if err := json.NewEncoder(&b).Encode(rec); err != nil {
 		return nil, err
 	}
-	return append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(text)), crc32.Checksum(text, castagnoli)), text...), nil
+	v := b.Bytes()[:b.Len()-1] // without the encoder's newline
+	binary.BigEndian.PutUint32(v, crc32.Checksum(v[4:], castagnoli))
+	return v, nil
 }
 
 // recordText is the JSON of a record, when its checksum says that it is whole.

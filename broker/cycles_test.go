@@ -61,20 +61,24 @@ func TestCyclesHoldNothing(t *testing.T) {
 	}
 }
 
-// fillAudit makes the audit log as long as it gets, of the longest records there are.
+// fillAudit makes the audit log as long as it gets.
 func (r *rig) fillAudit() {
 	r.t.Helper()
-	var batch broker.Batch
-	for i := range broker.KeepAudit {
-		batch.Audit = append(batch.Audit, broker.AuditRecord{
-			ID: fmt.Sprintf("%032x/released", i), Time: time.Unix(int64(i), 0), Event: broker.AuditReleased, Function: r.pf + "/0", Addr: "0000:01:10.0",
+	if err := r.store.Commit(r.t.Context(), broker.Batch{Audit: fullAudit()}); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// fullAudit are as many records as the audit log gets, of the longest there are.
+func fullAudit() (records []broker.AuditRecord) {
+	for i := range broker.FullAudit {
+		records = append(records, broker.AuditRecord{
+			ID: fmt.Sprintf("%032x/released", i), Time: time.Unix(int64(i), 0), Event: broker.AuditReleased, Function: "mac:" + pfMAC + "/0", Addr: "0000:01:10.0",
 			Lease: broker.LeaseID(fmt.Sprintf("%032x", i)), Generation: uint64(i), Guest: "a", Target: broker.KVM, RequestID: "cycle-10000",
 			Scrub: &broker.ScrubRecord{Time: time.Unix(int64(i), 0), Method: "flr", Before: sriov.DefaultAttrs(), After: sriov.DefaultAttrs()},
 		})
 	}
-	if err := r.store.Commit(r.t.Context(), batch); err != nil {
-		r.t.Fatal(err)
-	}
+	return records
 }
 
 // patient gives the broker the limits of a real one: many cycles on a busy machine meet every pause.

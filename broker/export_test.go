@@ -10,3 +10,6 @@ var CheckPages = checkPages
 
 // KeepAudit is keepAudit.
 const KeepAudit = keepAudit
+
+// FullAudit is how many records the audit log has when it is full, and the oldest are dropped.
+const FullAudit = keepAudit + dropAudit
