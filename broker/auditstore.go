@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"strconv"
+	"strings"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -27,9 +29,11 @@ func readAuditHead(meta []byte) (h auditHead, err error) {
 	if meta == nil {
 		return h, nil
 	}
-	if _, err := fmt.Sscanf(string(meta), "%d %s", &h.seq, &h.hash); err != nil {
-		return h, damaged("the end of its audit log: %w", err)
+	seq, hash, _ := strings.Cut(string(meta), " ")
+	if h.seq, err = strconv.ParseUint(seq, 10, 64); err != nil || hash == "" {
+		return h, damaged("the end of its audit log is %.90q", meta)
 	}
+	h.hash = hash
 	return h, nil
 }
 

@@ -195,6 +195,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func encodeRecord(rec any) ([]byte, error) {
 	var b bytes.Buffer
+	b.Grow(2048) // a lease has 1.5 KiB
 	b.Write(make([]byte, 4))
 	if err := json.NewEncoder(&b).Encode(rec); err != nil {
 		return nil, err

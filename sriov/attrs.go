@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net"
 	"slices"
+	"strconv"
 
 	"vfbroker/rdma/ib"
 )
@@ -34,13 +35,48 @@ func DefaultAttrs() VFAttrs {
 	}
 }
 
-// MarshalJSON writes the address as people read it.
+// MarshalJSON writes the address as people read it. It is by hand, since every commit of the journal
+// writes two of them for each lease.
 func (a VFAttrs) MarshalJSON() ([]byte, error) {
-	type plain VFAttrs
-	return json.Marshal(struct {
-		MAC string `json:"mac,omitempty"`
-		plain
-	}{a.MAC.String(), plain(a)})
+	b := append(make([]byte, 0, 192), '{')
+	name := func(known bool, name string) bool {
+		if known {
+			if len(b) > 1 {
+				b = append(b, ',')
+			}
+			b = append(append(append(b, '"'), name...), '"', ':')
+		}
+		return known
+	}
+	text := func(s string) { b = append(append(append(b, '"'), s...), '"') }
+	if name(len(a.MAC) > 0, AttrMAC) {
+		text(a.MAC.String())
+	}
+	for _, n := range []struct {
+		name  string
+		value *int
+	}{{AttrVLAN, a.VLAN}, {AttrQoS, a.QoS}, {AttrMinRate, a.MinRate}, {AttrMaxRate, a.MaxRate}, {AttrLinkState, a.LinkState}} {
+		if name(n.value != nil, n.name) {
+			b = strconv.AppendInt(b, int64(*n.value), 10)
+		}
+	}
+	for _, f := range []struct {
+		name  string
+		value *bool
+	}{{AttrSpoofChk, a.SpoofChk}, {AttrTrust, a.Trust}} {
+		if name(f.value != nil, f.name) {
+			b = strconv.AppendBool(b, *f.value)
+		}
+	}
+	for _, g := range []struct {
+		name  string
+		value *ib.GUID
+	}{{AttrNodeGUID, a.NodeGUID}, {AttrPortGUID, a.PortGUID}} {
+		if name(g.value != nil, g.name) {
+			text(g.value.String())
+		}
+	}
+	return append(b, '}'), nil
 }
 
 // UnmarshalJSON reads what MarshalJSON wrote, and the base64 that was written before.
