@@ -5,6 +5,7 @@ package chaos
 import (
 	"context"
 	"fmt"
+	"os"
 	"testing"
 	"time"
 
@@ -20,7 +21,7 @@ func (c *chaos) lend(ctx context.Context, t *testing.T, guest string, index int,
 	t.Helper()
 	c.requests++
 	reply, err := c.daemon.Acquire(ctx, &pb.AcquireRequest{
-		RequestId: fmt.Sprintf("chaos-lend-%d", c.requests), Guest: guest, Function: c.function(index), Owner: "chaos", Shim: shim,
+		RequestId: fmt.Sprintf("chaos-lend-%s-%d", os.Getenv("VFLAB_BOOT"), c.requests), Guest: guest, Function: c.function(index), Owner: "chaos", Shim: shim,
 	})
 	if err != nil {
 		t.Fatal(err)
