@@ -33,8 +33,8 @@ func (b *Broker) Carve(ctx context.Context, c Caller, r CarveRequest) (CarveResu
 	if !c.Admin {
 		return CarveResult{}, fmt.Errorf("carve PF %.80q: %w: only root may", r.PF, ErrDenied)
 	}
-	if !requestIDs.MatchString(r.RequestID) {
-		return CarveResult{}, fmt.Errorf("request_id %.40q: %w: want 1 to 128 of A-Z a-z 0-9 . _ : / -", r.RequestID, ErrInvalid)
+	if err := checkRequestID(r.RequestID); err != nil {
+		return CarveResult{}, err
 	}
 	b.mu.look()
 	p := b.inv.find(r.PF)

@@ -28,8 +28,8 @@ func (r RenewRequest) until(now time.Duration) time.Duration {
 // the end nearer, too. To ask twice is no error: the later answer counts from the later call. In the grace after its
 // end a lease can still be renewed; afterwards it is ErrConflict.
 func (b *Broker) Renew(ctx context.Context, c Caller, r RenewRequest) (Lease, error) {
-	if !requestIDs.MatchString(r.RequestID) {
-		return Lease{}, fmt.Errorf("request_id %.40q: %w: want 1 to 128 of A-Z a-z 0-9 . _ : / -", r.RequestID, ErrInvalid)
+	if err := checkRequestID(r.RequestID); err != nil {
+		return Lease{}, err
 	}
 	if r.Duration < 0 || r.Duration > maxDuration {
 		return Lease{}, fmt.Errorf("duration %s: %w: want 0 (until it is released) to 8784h", r.Duration, ErrInvalid)

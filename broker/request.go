@@ -23,6 +23,14 @@ var (
 // ValidGuestID says whether id can name a guest: it becomes part of file names.
 func ValidGuestID(id GuestID) bool { return guestIDs.MatchString(string(id)) }
 
+// checkRequestID refuses what cannot be the id of a request.
+func checkRequestID(id string) error {
+	if !requestIDs.MatchString(id) {
+		return fmt.Errorf("request_id %.40q: %w: want 1 to 128 of A-Z a-z 0-9 . _ : / -", id, ErrInvalid)
+	}
+	return nil
+}
+
 // check refuses a request that cannot be served as it is, before anything is looked at.
 func (r Request) check() error {
 	bad := func(field, value, want string) error {
@@ -30,7 +38,7 @@ func (r Request) check() error {
 	}
 	switch {
 	case !requestIDs.MatchString(r.RequestID):
-		return bad("request_id", r.RequestID, "1 to 128 of A-Z a-z 0-9 . _ : / -")
+		return checkRequestID(r.RequestID)
 	case !ValidGuestID(r.Guest):
 		return bad("guest", string(r.Guest), "1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit")
 	case len(r.PF) > maxName:
