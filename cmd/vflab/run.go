@@ -23,13 +23,14 @@ func (f *machineFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.SetInterspersed(false) // what follows the command is the command's
 	o := &f.options
+	flags.StringVar(&o.Hypervisor, "hypervisor", lab.HypervisorKVM, "kvm, or xen: the command runs in Xen's dom0")
 	flags.StringVar(&o.Kernel, "kernel", lab.KernelStable, "stable or backports")
 	flags.StringVar(&o.Clock, "clock", lab.ClockWall, "wall, or deterministic: 2 ns of virtual time per instruction")
 	flags.StringVar(&o.IOMMU, "iommu", lab.IOMMUIntel, "intel or none")
 	flags.BoolVar(&o.StateDisk, "state-disk", false, "mount a disk on /var/lib that survives a reset; the command runs again then, with VFLAB_BOOT=2")
 	flags.DurationVar(&o.Timeout, "timeout", 0, "bound of the whole run (default none)")
 	flags.DurationVar(&o.BootTimeout, "boot-timeout", 0, "bound of each of three attempts to boot (default 3m)")
-	flags.StringVar(&f.memory, "memory", "3G", "memory of the host")
+	flags.StringVar(&f.memory, "memory", "", "memory of the host (default 3G, and 4G with Xen, of which dom0 gets 1.5G)")
 	flags.IntVar(&o.SMP, "smp", 0, "CPUs of the host (default 2, and 1 with the deterministic clock)")
 	flags.StringArrayVar(&o.Shares, "share", nil, "share a directory read-only at its own path (repeatable; the working directory always is)")
 	flags.StringVar(&o.Out, "out", "", "directory that the command finds, writable, in $OUT (default: $OUT of the caller)")
@@ -41,8 +42,10 @@ func (f *machineFlags) add(cmd *cobra.Command) {
 func (f *machineFlags) resolve() (lab.Options, error) {
 	o := f.options
 	var err error
-	if o.MemoryMiB, err = parseMiB(f.memory); err != nil {
-		return o, err
+	if f.memory != "" {
+		if o.MemoryMiB, err = parseMiB(f.memory); err != nil {
+			return o, err
+		}
 	}
 	if o.Out == "" {
 		o.Out = os.Getenv("OUT")

@@ -19,7 +19,7 @@ func TestWatchBootstrap(t *testing.T) {
 		name, output, want string
 	}{
 		{"disk full", "I: extracting archives...\nW: something\ntar: ./x: Cannot write: No space left on device\nE: mmdebstrap failed to run\n",
-			"no disk space in /cache: free 1536 MiB, or set VFLAB_CACHE to another file system"},
+			"no disk space in /cache: free 2560 MiB, or set VFLAB_CACHE to another file system"},
 		{"no network", "I: running apt-get update...\nErr:1 http://m trixie InRelease\n  Temporary failure resolving 'm'\nW: Some index files failed\nE: apt-get update failed\n",
 			"mirror http://m is unreachable: Temporary failure resolving 'm': check the network and apt's proxy, or set VFLAB_MIRROR"},
 		{"untrusted", "Err:1 http://m\nW: GPG error: http://m trixie InRelease: NO_PUBKEY 123\nE: The repository is not signed\n",
@@ -240,5 +240,16 @@ func TestPruneLogs(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"3.log", "note.txt"}, left); diff != "" {
 		t.Errorf("left (-want +got):\n%s", diff)
+	}
+}
+
+func TestXenVersion(t *testing.T) {
+	t.Parallel()
+	const status = "Package: xen-hypervisor-common\nVersion: 4.99.0\n\nPackage: xen-hypervisor-4.20-amd64\nStatus: install ok installed\nVersion: 4.20.2+7-g1badcf5035-2\n\nPackage: zlib1g\nVersion: 1\n"
+	if got, err := xenVersion(status, "4.20"); err != nil || got != "4.20.2" {
+		t.Errorf("version %q, error %v, want 4.20.2", got, err)
+	}
+	if got, err := xenVersion(status, "4.17"); err == nil || !strings.Contains(err.Error(), "xen-hypervisor-4.17-amd64") {
+		t.Errorf("version %q, error %v, want one that names the package", got, err)
 	}
 }

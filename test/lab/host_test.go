@@ -180,6 +180,34 @@ func TestHostMachineFailures(t *testing.T) {
 	}
 }
 
+// TestHostXen runs a command in dom0: its output, status and files arrive, the IOMMU is Xen's, and the
+// serial log has the hypervisor's own messages.
+func TestHostXen(t *testing.T) {
+	const script = `
+cat /proc/xen/capabilities
+xl info | grep -o 'hvm_directio pv_directio'
+xl info | sed -n 's/^xen_version *: \([0-9]*\.[0-9]*\).*/\1/p'
+xl list | sed -n '2s/ .*//p'
+echo 2 >/sys/bus/pci/devices/0000:01:00.0/sriov_numvfs
+xl pci-assignable-add 01:10.2 2>/dev/null && xl pci-assignable-list
+echo "$VFLAB_HYPERVISOR $VFLAB_LABEL" >$OUT/label
+exit 9`
+	out := t.TempDir()
+	got := run(t, lab.Options{Hypervisor: lab.HypervisorXen, Out: out, BootTimeout: 5 * time.Minute}, "sh", "-c", script)
+	series := strings.Join(strings.SplitN(got.Xen, ".", 3)[:2], ".")
+	want := "control_d\nhvm_directio pv_directio\n" + series + "\nDomain-0\n0000:01:10.2 \n"
+	if got.err != nil || got.ExitStatus != 9 || got.stdout != want {
+		t.Errorf("exit status %d, error %v, stdout\n%s\nwant 9 and\n%s", got.ExitStatus, got.err, got.stdout, want)
+	}
+	if text, err := os.ReadFile(filepath.Join(out, "label")); err != nil || string(text) != "xen "+got.Label+"\n" {
+		t.Errorf("$OUT/label is %q, %v, want %q", text, err, "xen "+got.Label)
+	}
+	log, err := os.ReadFile(got.SerialLog)
+	if err != nil || !bytes.Contains(log, []byte("(XEN) I/O virtualisation enabled")) {
+		t.Errorf("serial log without the hypervisor's messages: %d bytes, %v", len(log), err)
+	}
+}
+
 // TestHostNestedGuest lends a VF to a KVM guest inside the machine, on the kernel
 // and the clock that figures are taken with.
 func TestHostNestedGuest(t *testing.T) {

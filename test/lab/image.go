@@ -36,6 +36,8 @@ type manifest struct {
 	Uncorrected string `json:"uncorrected,omitempty"`
 	// Kernels maps a kernel's name to its release, as in uname -r.
 	Kernels map[string]string `json:"kernels"`
+	// Xen is the version of the image's hypervisor, for example "4.20.2".
+	Xen string `json:"xen"`
 }
 
 const manifestFile = "image.json"
@@ -98,6 +100,12 @@ func (i *Image) Uncorrected() string { return i.manifest.Uncorrected }
 func (i *Image) Release(kernel string) string { return i.manifest.Kernels[kernel] }
 
 func (i *Image) root() string { return filepath.Join(i.dir, "root") }
+
+// The files of a Xen host: the hypervisor, and dom0's root as a disk.
+func (i *Image) xen() string      { return filepath.Join(i.dir, "kernels", "xen") }
+func (i *Image) dom0Root() string { return filepath.Join(i.dir, dom0RootFile) }
+
+const dom0RootFile = "root.ext4"
 
 func (i *Image) kernelFile(kernel, name string) string {
 	return filepath.Join(i.dir, "kernels", kernel, name)

@@ -101,7 +101,7 @@ func (m *Machine) start(ctx context.Context, argv []string, stdout, stderr io.Wr
 	var files descriptors
 	defer files.close()
 	h := hardware{
-		kernelArgs: kernelArguments(m.opts.IOMMU), memoryMiB: m.opts.MemoryMiB, smp: m.opts.SMP, iommu: m.opts.IOMMU,
+		hypervisor: m.opts.Hypervisor, memoryMiB: m.opts.MemoryMiB, smp: m.opts.SMP, iommu: m.opts.IOMMU,
 		clock: m.opts.Clock, shares: shares,
 	}
 	if err := m.connect(&h, &files, stdout, stderr); err != nil {
@@ -123,7 +123,7 @@ func (m *Machine) start(ctx context.Context, argv []string, stdout, stderr io.Wr
 	cmd.ExtraFiles = files.list
 	cmd.Stderr = m.stderr
 	cmd.Dir = "/"
-	m.opts.Progress(fmt.Sprintf("booting Linux %s on QEMU %s (%s clock)", m.img.Release(m.opts.Kernel), m.result.QEMU, m.opts.Clock))
+	m.opts.Progress(fmt.Sprintf("booting %s on QEMU %s (%s clock)", m.result.software(), m.result.QEMU, m.opts.Clock))
 	if m.qemu, err = startTied(cmd); err != nil {
 		return explainSpawn(err)
 	}
@@ -178,6 +178,13 @@ func (m *Machine) connect(h *hardware, files *descriptors, stdout, stderr io.Wri
 			return err
 		}
 		go func() { _, _ = io.Copy(conn, m.opts.console.in) }()
+	}
+	if m.opts.Hypervisor == HypervisorXen {
+		root, err := os.Open(m.img.dom0Root())
+		if err != nil {
+			return err
+		}
+		h.rootDisk = files.add(root)
 	}
 	if m.opts.StateDisk {
 		disk, err := m.stateDisk()
@@ -258,7 +265,7 @@ func (m *Machine) shares() []share {
 
 func (m *Machine) environment() []string {
 	env := []string{
-		"VFLAB=1", "OUT=/out", "VFLAB_LABEL=" + m.result.Label, "VFLAB_KERNEL=" + m.opts.Kernel, "VFLAB_QEMU=" + m.result.QEMU,
+		"VFLAB=1", "OUT=/out", "VFLAB_LABEL=" + m.result.Label, "VFLAB_HYPERVISOR=" + m.opts.Hypervisor, "VFLAB_KERNEL=" + m.opts.Kernel, "VFLAB_QEMU=" + m.result.QEMU,
 		"VFLAB_ACCELERATOR=" + m.result.Accelerator, "VFLAB_CLOCK=" + m.result.Clock,
 	}
 	if m.result.ClockReason != "" {

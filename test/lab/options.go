@@ -17,6 +17,12 @@ const (
 	KernelBackports = "backports" // the one from its backports
 )
 
+// Hypervisors of the emulated host.
+const (
+	HypervisorKVM = "kvm" // Linux runs on the hardware, guests under KVM
+	HypervisorXen = "xen" // Linux is Xen's dom0, guests are PV or HVM domains
+)
+
 // Clocks of the emulated host.
 const (
 	// ClockWall lets virtual time follow the caller's clock.
@@ -35,11 +41,12 @@ const (
 // Options describes an emulated host and what its command sees. The zero value
 // of a field means its default.
 type Options struct {
-	Kernel string // KernelStable (default) or KernelBackports
-	Clock  string // ClockWall (default) or ClockDeterministic
-	IOMMU  string // IOMMUIntel (default) or IOMMUNone
+	Hypervisor string // HypervisorKVM (default) or HypervisorXen
+	Kernel     string // KernelStable (default) or KernelBackports
+	Clock      string // ClockWall (default) or ClockDeterministic
+	IOMMU      string // IOMMUIntel (default) or IOMMUNone
 
-	MemoryMiB int // default 3072
+	MemoryMiB int // default 3072; with Xen 4096, of which dom0 gets Dom0MemoryMiB
 	SMP       int // CPUs; default 2, and 1 with ClockDeterministic
 
 	// StateDisk mounts a new ext4 disk on /var/lib that survives a reset of
@@ -76,7 +83,10 @@ type Options struct {
 
 const (
 	defaultMemoryMiB   = 3072
+	xenMemoryMiB       = 4096
 	minMemoryMiB       = 512
+	dom0MemoryMiB      = 1536 // the rest is for the guests, and some for Xen
+	minXenMemoryMiB    = dom0MemoryMiB + 512
 	maxSMP             = 16
 	maxShares          = 8
 	defaultBootTimeout = 3 * time.Minute
@@ -87,11 +97,15 @@ var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*=`)
 // withDefaults returns the options with every default filled in and every
 // directory absolute, or an error that names the option.
 func (o Options) withDefaults() (Options, error) {
+	defaultTo(&o.Hypervisor, HypervisorKVM)
 	defaultTo(&o.Kernel, KernelStable)
 	defaultTo(&o.Clock, ClockWall)
 	defaultTo(&o.IOMMU, IOMMUIntel)
 	if o.MemoryMiB == 0 {
 		o.MemoryMiB = defaultMemoryMiB
+		if o.Hypervisor == HypervisorXen {
+			o.MemoryMiB = xenMemoryMiB
+		}
 	}
 	if o.SMP == 0 {
 		o.SMP = 2
@@ -123,6 +137,7 @@ func (o Options) Check() error {
 		name, value string
 		known       []string
 	}{
+		{"hypervisor", o.Hypervisor, []string{HypervisorKVM, HypervisorXen}},
 		{"kernel", o.Kernel, []string{KernelStable, KernelBackports}},
 		{"clock", o.Clock, []string{ClockWall, ClockDeterministic}},
 		{"iommu", o.IOMMU, []string{IOMMUIntel, IOMMUNone}},
@@ -132,8 +147,10 @@ func (o Options) Check() error {
 		}
 	}
 	switch {
-	case o.MemoryMiB != 0 && o.MemoryMiB < minMemoryMiB:
-		return fmt.Errorf("memory of %d MiB is too small: use %d or more", o.MemoryMiB, minMemoryMiB)
+	case o.MemoryMiB != 0 && o.MemoryMiB < o.leastMemoryMiB():
+		return fmt.Errorf("memory of %d MiB is too small: use %d or more", o.MemoryMiB, o.leastMemoryMiB())
+	case o.Hypervisor == HypervisorXen && o.Kernel == KernelBackports:
+		return errors.New("kernel backports with hypervisor xen: it has not been shown to work as Xen's dom0: use stable")
 	case o.SMP < 0 || o.SMP > maxSMP:
 		return fmt.Errorf("cannot make %d CPUs: use 1 to %d", o.SMP, maxSMP)
 	case o.Timeout < 0 || o.BootTimeout < 0:
@@ -145,6 +162,13 @@ func (o Options) Check() error {
 		}
 	}
 	return nil
+}
+
+func (o Options) leastMemoryMiB() int {
+	if o.Hypervisor == HypervisorXen {
+		return minXenMemoryMiB
+	}
+	return minMemoryMiB
 }
 
 // resolveDirs makes the directories absolute, without symbolic links.

@@ -17,6 +17,10 @@ func TestOptionDefaults(t *testing.T) {
 	if o.Kernel != "stable" || o.Clock != "wall" || o.IOMMU != "intel" || o.MemoryMiB != 3072 || o.SMP != 2 || o.BootTimeout != 3*time.Minute {
 		t.Errorf("defaults are %+v", o)
 	}
+	o, err = Options{Dir: t.TempDir(), Hypervisor: HypervisorXen}.withDefaults()
+	if err != nil || o.MemoryMiB != 4096 {
+		t.Errorf("Xen: %d MiB, error %v, want 4096", o.MemoryMiB, err)
+	}
 	o, err = Options{Dir: t.TempDir(), Clock: ClockDeterministic}.withDefaults()
 	if err != nil || o.SMP != 1 {
 		t.Errorf("deterministic clock: %d CPUs, error %v, want 1", o.SMP, err)
@@ -39,6 +43,9 @@ func TestOptionsRefused(t *testing.T) {
 		o    Options
 		want string // in the error
 	}{
+		{"hypervisor", Options{Hypervisor: "bhyve"}, `unknown hypervisor "bhyve": use kvm or xen`},
+		{"Xen's kernel", Options{Hypervisor: HypervisorXen, Kernel: KernelBackports}, "kernel backports with hypervisor xen: it has not been shown to work"},
+		{"Xen's memory", Options{Hypervisor: HypervisorXen, MemoryMiB: 1024}, "memory of 1024 MiB is too small: use 2048 or more"},
 		{"kernel", Options{Kernel: "5.10"}, `unknown kernel "5.10": use stable or backports`},
 		{"clock", Options{Clock: "sun"}, `unknown clock "sun": use wall or deterministic`},
 		{"iommu", Options{IOMMU: "arm"}, `unknown iommu "arm": use intel or none`},

@@ -36,7 +36,7 @@ const (
 // hardware is what QEMU's command line is made from. The numbers are file
 // descriptors that QEMU inherits.
 type hardware struct {
-	kernelArgs []string
+	hypervisor string
 	memoryMiB  int
 	smp        int
 	iommu      string
@@ -45,6 +45,7 @@ type hardware struct {
 	ports      []port
 	serial     int
 	monitor    int
+	rootDisk   int // dom0's root, or 0
 	disk       int // state disk, or 0
 	console    int // of a person, or 0
 }
@@ -65,7 +66,7 @@ const (
 func (h hardware) arguments() []string {
 	a := []string{
 		"-name", "vflab", "-nodefaults", "-no-user-config", "-display", "none",
-		"-M", "q35,kernel-irqchip=split", "-cpu", "max,+svm",
+		"-M", "q35,kernel-irqchip=split", "-cpu", h.cpu(),
 		"-smp", strconv.Itoa(h.smp), "-m", strconv.Itoa(h.memoryMiB) + "M",
 	}
 	if h.clock == ClockDeterministic {
@@ -73,13 +74,13 @@ func (h hardware) arguments() []string {
 	} else {
 		a = append(a, "-accel", "tcg,thread=multi")
 	}
+	a = append(a, h.bootArguments()...)
 	a = append(a,
-		"-kernel", "/lab/vmlinuz", "-initrd", "/lab/initrd.img", "-append", strings.Join(h.kernelArgs, " "),
 		"-chardev", fmt.Sprintf("socket,id=serial,fd=%d", h.serial), "-serial", "chardev:serial",
 		"-chardev", fmt.Sprintf("socket,id=monitor,fd=%d", h.monitor), "-mon", "chardev=monitor,mode=control",
 	)
 	if h.iommu == IOMMUIntel {
-		a = append(a, "-device", "intel-iommu,intremap=on")
+		a = append(a, "-device", h.iommuDevice())
 	}
 	a = append(a, nicArguments()...)
 	a = append(a, h.shareArguments()...)
@@ -131,17 +132,69 @@ func (h hardware) deviceArguments() []string {
 	if h.console != 0 {
 		a = append(a, "-chardev", fmt.Sprintf("socket,id=person,fd=%d", h.console), "-device", "virtconsole,chardev=person")
 	}
+	if h.rootDisk != 0 {
+		a = append(a, diskArguments("root", 2, h.rootDisk, ",read-only=on")...)
+	}
 	if h.disk != 0 {
-		a = append(a,
-			"-add-fd", fmt.Sprintf("fd=%d,set=1", h.disk),
-			"-blockdev", "driver=raw,node-name=state,file.driver=file,file.filename=/dev/fdset/1,file.locking=off",
-			"-device", "virtio-blk-pci,drive=state")
+		a = append(a, diskArguments("state", 1, h.disk, "")...)
 	}
 	return a
 }
 
+func diskArguments(name string, set, fd int, options string) []string {
+	return []string{
+		"-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, set),
+		"-blockdev", fmt.Sprintf("driver=raw,node-name=%s%s,file.driver=file,file.filename=/dev/fdset/%d,file.locking=off", name, options, set),
+		"-device", "virtio-blk-pci,drive=" + name,
+	}
+}
+
+// cpu: under the deterministic clock Xen must not find the x2APIC, whose timer QEMU does not
+// let it read there ("Bad icount read").
+func (h hardware) cpu() string {
+	if h.hypervisor == HypervisorXen && h.clock == ClockDeterministic {
+		return "max,+svm,-x2apic"
+	}
+	return "max,+svm"
+}
+
+// iommuDevice: Xen drives the I/O APICs by extended interrupt mode, without which dom0's interrupts get lost.
+func (h hardware) iommuDevice() string {
+	if h.hypervisor == HypervisorXen {
+		return "intel-iommu,intremap=on,eim=on"
+	}
+	return "intel-iommu,intremap=on"
+}
+
+// bootArguments boots Linux, or Xen with Linux as its first module (Multiboot).
+func (h hardware) bootArguments() []string {
+	linux := strings.Join(kernelArguments(h.hypervisor, h.iommu), " ")
+	if h.hypervisor != HypervisorXen {
+		return []string{"-kernel", "/lab/vmlinuz", "-initrd", "/lab/initrd.img", "-append", linux}
+	}
+	// A comma ends a module's arguments unless it is doubled.
+	return []string{"-kernel", "/lab/xen", "-append", strings.Join(xenArguments(h.iommu), " "),
+		"-initrd", "/lab/vmlinuz " + strings.ReplaceAll(linux, ",", ",,") + ",/lab/" + dom0InitrdFile}
+}
+
+// xenArguments is the hypervisor's command line (Xen's docs/misc/xen-command-line.pandoc).
+func xenArguments(iommu string) []string {
+	a := []string{"console=com1", "com1=115200,8n1", fmt.Sprintf("dom0_mem=%dM,max:%dM", dom0MemoryMiB, dom0MemoryMiB),
+		"loglvl=info", "guest_loglvl=info", "noreboot",
+		// Lazily switched, the FPU's registers get corrupted under TCG.
+		"spec-ctrl=eager-fpu",
+	}
+	if iommu == IOMMUIntel {
+		return append(a, "iommu=verbose,force")
+	}
+	return append(a, "iommu=off")
+}
+
 // kernelArguments returns the kernel's command line for a host.
-func kernelArguments(iommu string) []string {
+func kernelArguments(hypervisor, iommu string) []string {
+	if hypervisor == HypervisorXen {
+		return []string{"console=hvc0", "panic=0", "vflab.role=host", "vflab.root=vda"}
+	}
 	// The timer check counts ticks in real time, which QEMU may not give them on a busy machine.
 	a := []string{"console=ttyS0", "panic=0", "vflab.role=host", "kvm.halt_poll_ns=0", "no_timer_check"}
 	if iommu == IOMMUIntel {

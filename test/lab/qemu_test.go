@@ -14,10 +14,13 @@ func TestQEMUArguments(t *testing.T) {
 	t.Parallel()
 	ports := []port{{portControl, 5}, {portStdout, 6}, {portStderr, 7}}
 	for name, h := range map[string]hardware{
-		"wall": {kernelArgs: kernelArguments(IOMMUIntel), memoryMiB: 3072, smp: 2, iommu: IOMMUIntel, clock: ClockWall,
+		"wall": {hypervisor: HypervisorKVM, memoryMiB: 3072, smp: 2, iommu: IOMMUIntel, clock: ClockWall,
 			shares: []share{{"/home/me/src", "/home/me/src", "ro"}, {"/home/me/out", "/out", "rw"}}, ports: ports, serial: 3, monitor: 4},
-		"deterministic": {kernelArgs: kernelArguments(IOMMUNone), memoryMiB: 4096, smp: 1, iommu: IOMMUNone, clock: ClockDeterministic,
+		"deterministic": {hypervisor: HypervisorKVM, memoryMiB: 4096, smp: 1, iommu: IOMMUNone, clock: ClockDeterministic,
 			ports: ports, serial: 3, monitor: 4, disk: 8, console: 9},
+		"xen": {hypervisor: HypervisorXen, memoryMiB: 4096, smp: 2, iommu: IOMMUIntel, clock: ClockWall, ports: ports, serial: 3, monitor: 4, rootDisk: 8, disk: 9},
+		"xen-deterministic": {hypervisor: HypervisorXen, memoryMiB: 4096, smp: 1, iommu: IOMMUNone, clock: ClockDeterministic,
+			ports: ports, serial: 3, monitor: 4, rootDisk: 8},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -52,6 +55,10 @@ func TestDescribe(t *testing.T) {
 	const want = "emulated, QEMU 10.0.13+evtinj, TCG, virtual time 2 ns per instruction, Linux 6.12.117"
 	if r.Label != want || r.Clock != ClockDeterministic || r.ClockReason != "" {
 		t.Errorf("label %q, clock %s (%s), want %q", r.Label, r.Clock, r.ClockReason, want)
+	}
+	img.manifest.Xen = "4.20.2"
+	if r := describe(img, Options{Hypervisor: HypervisorXen, Kernel: KernelStable}); r.Label != "emulated, QEMU 10.0.13+evtinj, TCG, wall clock, Xen 4.20.2, Linux 6.12.117" {
+		t.Errorf("label %q of a Xen host", r.Label)
 	}
 	img.manifest.Uncorrected = "interrupt injection code not recognised: 0 matches"
 	r = describe(img, Options{Kernel: KernelStable, Clock: ClockDeterministic})

@@ -24,6 +24,10 @@ type Recipe struct {
 	// InitrdModules are loaded from the initramfs, with what they depend on,
 	// before the root can be mounted.
 	InitrdModules []string
+	// Xen is the version of Xen's packages, for example "4.20", and Dom0Modules
+	// what dom0's initramfs, of the stable kernel, loads beside InitrdModules: its root is a disk.
+	Xen         string
+	Dom0Modules []string
 	// Format is raised when the code that makes an image from the rest changes.
 	Format int
 }
@@ -42,13 +46,16 @@ func DefaultRecipe() Recipe {
 			"busybox-static", "e2fsprogs", "ethtool", "ibverbs-providers", "ibverbs-utils", "iproute2",
 			"iputils-ping", "kmod", "pci.ids", "pciutils", "perftest", "procps", "qemu-system-x86",
 			"rdma-core", "rdmacm-utils", "socat", "sockperf", "strace", "xz-utils",
+			"qemu-system-xen", "xen-hypervisor-4.20-amd64", "xen-utils-4.20", "xen-utils-common", "xenstore-utils",
 		},
 		Kernels: []KernelSource{
 			{Name: KernelStable, Suite: "trixie"},
 			{Name: KernelBackports, Suite: "trixie-backports"},
 		},
 		InitrdModules: []string{"9p", "9pnet_virtio", "overlay"},
-		Format:        2,
+		Xen:           "4.20",
+		Dom0Modules:   []string{"virtio_blk", "ext4", "crc32c_generic"},
+		Format:        3,
 	}
 }
 
@@ -57,8 +64,8 @@ func (r Recipe) Hash() (string, error) {
 	h := sha256.New()
 	packages := append([]string(nil), r.Packages...)
 	sort.Strings(packages)
-	fmt.Fprintf(h, "format %d\nsuite %s\npackages %s\nmodules %s\n",
-		r.Format, r.Suite, strings.Join(packages, " "), strings.Join(r.InitrdModules, " "))
+	fmt.Fprintf(h, "format %d\nsuite %s\npackages %s\nmodules %s\nxen %s\ndom0 modules %s\n",
+		r.Format, r.Suite, strings.Join(packages, " "), strings.Join(r.InitrdModules, " "), r.Xen, strings.Join(r.Dom0Modules, " "))
 	for _, k := range r.Kernels {
 		fmt.Fprintf(h, "kernel %s %s\n", k.Name, k.Suite)
 	}

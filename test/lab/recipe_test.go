@@ -36,6 +36,8 @@ func TestRecipeHash(t *testing.T) {
 		"kernel name":   func(r *Recipe) { r.Kernels[0].Name = "other" },
 		"kernel order":  func(r *Recipe) { slices.Reverse(r.Kernels) },
 		"initrd module": func(r *Recipe) { r.InitrdModules = []string{"9p"} },
+		"Xen":           func(r *Recipe) { r.Xen = "4.17" },
+		"dom0 module":   func(r *Recipe) { r.Dom0Modules = nil },
 		"format":        func(r *Recipe) { r.Format++ },
 	} {
 		h := hash(change)

@@ -22,6 +22,7 @@ type Result struct {
 	Boots int
 	// Kernel is the running kernel's release as it reported itself.
 	Kernel      string
+	Xen         string // the hypervisor's version, or empty
 	QEMU        string // version; "+evtinj" marks the corrected one
 	Accelerator string // "TCG"
 	Clock       string // ClockWall or ClockDeterministic, the one that was used
@@ -64,6 +65,9 @@ func Run(ctx context.Context, img *Image, o Options, argv []string, stdout, stde
 // describe says what the machine will be, before it is.
 func describe(img *Image, o Options) Result {
 	r := Result{QEMU: img.QEMU(), Accelerator: "TCG", Clock: o.Clock, Kernel: img.Release(o.Kernel)}
+	if o.Hypervisor == HypervisorXen {
+		r.Xen = img.manifest.Xen
+	}
 	if o.Clock == ClockDeterministic && img.Uncorrected() != "" {
 		r.Clock = ClockWall
 		r.ClockReason = "deterministic clock refused: QEMU " + img.QEMU() + ": " + img.Uncorrected()
@@ -72,9 +76,17 @@ func describe(img *Image, o Options) Result {
 	if r.Clock == ClockDeterministic {
 		clock = "virtual time 2 ns per instruction"
 	}
-	version, _, _ := strings.Cut(r.Kernel, "+")
-	r.Label = fmt.Sprintf("emulated, QEMU %s, %s, %s, Linux %s", r.QEMU, r.Accelerator, clock, version)
+	version, _, _ := strings.Cut(r.software(), "+")
+	r.Label = fmt.Sprintf("emulated, QEMU %s, %s, %s, %s", r.QEMU, r.Accelerator, clock, version)
 	return r
+}
+
+// software is what boots on the machine.
+func (r Result) software() string {
+	if r.Xen != "" {
+		return "Xen " + r.Xen + ", Linux " + r.Kernel
+	}
+	return "Linux " + r.Kernel
 }
 
 // Reset cuts the machine's power for a moment: memory is lost, the state disk
@@ -233,7 +245,7 @@ func (m *Machine) qemuEnded() error {
 // fatalLine matches what the kernel or the init program print before the
 // machine stands still, stallLine what the kernel prints when a CPU does.
 var (
-	fatalLine = regexp.MustCompile(`Kernel panic - not syncing.*|vflab: init: .*`)
+	fatalLine = regexp.MustCompile(`Kernel panic - not syncing.*|Panic on CPU \d+:.*|vflab: init: .*`)
 	stallLine = regexp.MustCompile(`rcu: INFO: rcu_\w+ (self-)?detected stalls?.*`)
 )
 

@@ -94,10 +94,18 @@ func (d *runDir) fill(img *Image, o Options, shares []share, env []string, argv 
 	if err := linkOrCopy(img.kernelFile(o.Kernel, "vmlinuz"), filepath.Join(lab, "vmlinuz")); err != nil {
 		return err
 	}
-	if err := writeInit(filepath.Join(lab, "initrd.img"), img.kernelFile(o.Kernel, "initrd.img")); err != nil {
+	if err := writeInit(filepath.Join(lab, initrdFile), img.kernelFile(o.Kernel, initrdFile)); err != nil {
 		return err
 	}
-	for _, role := range []string{"host.sh", "guest.sh"} {
+	if o.Hypervisor == HypervisorXen {
+		if err := linkOrCopy(img.xen(), filepath.Join(lab, "xen")); err != nil {
+			return err
+		}
+		if err := writeInit(filepath.Join(lab, dom0InitrdFile), img.kernelFile(o.Kernel, dom0InitrdFile)); err != nil {
+			return err
+		}
+	}
+	for _, role := range []string{"host.sh", "guest.sh", "xen.sh"} {
 		data, err := scripts.ReadFile("machine/" + role)
 		if err != nil {
 			return err
@@ -121,14 +129,18 @@ func (d *runDir) fill(img *Image, o Options, shares []share, env []string, argv 
 
 // machineConfig returns the settings that host.sh reads.
 func machineConfig(o Options) string {
-	mode, disk, rows, columns := "run", "no", 24, 80
+	mode, disk, rows, columns := "run", "", 24, 80
 	if o.console != nil {
 		mode, rows, columns = "shell", o.console.rows, o.console.columns
 	}
 	if o.StateDisk {
-		disk = "yes"
+		disk = "/dev/vda"
+		if o.Hypervisor == HypervisorXen { // whose first disk is dom0's root
+			disk = "/dev/vdb"
+		}
 	}
-	return fmt.Sprintf("VFLAB_MODE=%s\nVFLAB_STATE_DISK=%s\nVFLAB_ROWS=%d\nVFLAB_COLUMNS=%d\n", mode, disk, rows, columns)
+	return fmt.Sprintf("VFLAB_MODE=%s\nVFLAB_HYPERVISOR=%s\nVFLAB_STATE_DISK=%s\nVFLAB_ROWS=%d\nVFLAB_COLUMNS=%d\n",
+		mode, o.Hypervisor, disk, rows, columns)
 }
 
 // runScript returns the program that becomes the command.

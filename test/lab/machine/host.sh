@@ -5,7 +5,7 @@
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export HOME=/root TERM="${TERM:-linux}" LANG=C.UTF-8
 
-. /lab/config # VFLAB_MODE, VFLAB_STATE_DISK
+. /lab/config # VFLAB_MODE, VFLAB_HYPERVISOR, VFLAB_STATE_DISK
 
 # Virtio ports by name; there is no udev to make /dev/virtio-ports.
 mkdir -p /dev/virtio-ports /dev/pts /dev/shm
@@ -57,12 +57,12 @@ done </lab/shares
 mkdir -p /out
 
 boot=1
-if [ "$VFLAB_STATE_DISK" = yes ]; then
+if [ -n "$VFLAB_STATE_DISK" ]; then
 	modprobe -a virtio_blk ext4 || die "load the modules of the state disk"
 	mkdir -p /run/vflab/state
-	blkid -p /dev/vda >/dev/null || mkfs.ext4 -q -E lazy_itable_init=1,lazy_journal_init=1 /dev/vda ||
+	blkid -p "$VFLAB_STATE_DISK" >/dev/null || mkfs.ext4 -q -E lazy_itable_init=1,lazy_journal_init=1 "$VFLAB_STATE_DISK" ||
 		die "format the state disk"
-	mount -t ext4 /dev/vda /run/vflab/state || die "mount the state disk"
+	mount -t ext4 "$VFLAB_STATE_DISK" /run/vflab/state || die "mount the state disk"
 	mkdir -p /run/vflab/state/lib
 	if [ -f /run/vflab/state/boot ]; then
 		read -r boot </run/vflab/state/boot
@@ -72,13 +72,17 @@ if [ "$VFLAB_STATE_DISK" = yes ]; then
 fi
 export VFLAB_BOOT=$boot
 
-modprobe -a igb kvm_amd vfio-pci vhost_net vhost_vsock tun bridge || die "load the host's modules"
+if [ "$VFLAB_HYPERVISOR" = xen ]; then
+	. /lab/xen.sh
+else
+	modprobe -a igb kvm_amd vfio-pci vhost_net vhost_vsock tun bridge || die "load the host's modules"
+fi
 
 read -r release </proc/sys/kernel/osrelease
 echo "ready $release $boot" >&9
 read -r answer <&9
 [ "$answer" = go ] || die "unexpected answer '$answer'"
-if [ "$VFLAB_STATE_DISK" = yes ]; then # only a boot that runs the command counts
+if [ -n "$VFLAB_STATE_DISK" ]; then # only a boot that runs the command counts
 	echo "$boot" >/run/vflab/state/boot.new
 	mv /run/vflab/state/boot.new /run/vflab/state/boot
 	sync -f /run/vflab/state

@@ -1,6 +1,6 @@
 #!/bin/busybox sh
 # First process of the emulated host and of its nested guests: mounts the root
-# by 9p with a writable layer in memory, then hands over to /lab/<role>.sh.
+# by 9p, or from the disk that vflab.root names, with a writable layer in memory, then hands over to /lab/<role>.sh.
 b=/bin/busybox
 die() {
 	echo "vflab: init: $*" >/dev/kmsg
@@ -13,17 +13,23 @@ $b mount -t proc proc /proc
 $b mount -t sysfs sysfs /sys
 $b mount -t devtmpfs devtmpfs /dev 2>/dev/null
 role=host
+disk=
 read -r cmdline </proc/cmdline
 for word in $cmdline; do
 	case $word in
 	vflab.role=*) role=${word#*=} ;;
+	vflab.root=*) disk=/dev/${word#*=} ;;
 	esac
 done
 while read -r module; do
 	$b insmod "/modules/$module" || die "load module $module"
 done </modules/order
 opts=trans=virtio,version=9p2000.L,msize=524288,cache=loose
-$b mount -t 9p -o "$opts,ro" root /lower || die "mount the root by 9p"
+if [ -n "$disk" ]; then
+	$b mount -t ext4 -o ro "$disk" /lower || die "mount the root from $disk"
+else
+	$b mount -t 9p -o "$opts,ro" root /lower || die "mount the root by 9p"
+fi
 $b mount -t tmpfs -o mode=0755 tmpfs /upper || die "mount tmpfs"
 $b mkdir /upper/data /upper/work
 $b mount -t overlay -o lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work overlay /root || die "mount the overlay"
