@@ -2,7 +2,7 @@
 # scripts, so the toolstack's daemons are started here.
 modprobe -a igb tun bridge xen-evtchn xen-gntdev xen-privcmd xen-pciback xen-netback || die "load dom0's modules"
 mount -t xenfs xenfs /proc/xen || die "mount xenfs"
-mkdir -p /run/xen /run/xenstored /var/log/xen /var/lib/xen
+mkdir -p /run/lock /run/xen /run/xenstored /var/log/xen /var/lib/xen
 xenstored --pid-file /run/xenstored.pid 9>&- || die "start xenstored"
 /usr/lib/xen-*/bin/xen-init-dom0 >/dev/null 9>&- || die "register dom0"
 xenconsoled --pid-file=/run/xenconsoled.pid 9>&- || die "start xenconsoled"
