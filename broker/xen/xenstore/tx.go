@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"syscall"
 )
 
@@ -96,10 +97,12 @@ func update(ctx context.Context, on *conn, f func(*Tx) error) (again bool, err e
 	}
 	ended = true
 	err = v.ack(ctx, kindTxEnd, words("T"))
-	if errors.Is(err, syscall.EAGAIN) {
+	switch {
+	case errors.Is(err, syscall.EAGAIN):
 		return true, nil
-	}
-	if err != nil {
+	case errors.Is(err, fs.ErrNotExist): // then what f read may have been this answer, too
+		return true, fmt.Errorf("commit xenstore transaction: %w: xenstored does not know it any more", errPast)
+	case err != nil:
 		return false, fmt.Errorf("commit xenstore transaction: %w", err)
 	}
 	return false, nil

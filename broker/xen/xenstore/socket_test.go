@@ -1,0 +1,38 @@
+package xenstore_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"vfbroker/broker/xen/xenstore"
+	"vfbroker/test/hvsuite/xsfake"
+)
+
+// The same on a real socket, which is lost and comes back.
+func TestSocket(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	store := xsfake.New(t)
+	c := xenstore.New(xenstore.Socket(store.Socket(t)))
+	t.Cleanup(func() { c.Close() })
+	must(t, c.Write(ctx, "/a", "1"))
+	ch, err := c.Watch(ctx, "/a")
+	must(t, err)
+	<-ch
+	store.Drop()
+	_, err = c.Read(ctx, "/a")
+	wantError(t, err, xenstore.ErrConnection, "start xenstored")
+	store.Set("/a", "2")
+	store.Restart()
+	<-ch
+	for {
+		got, err := c.Read(ctx, "/a")
+		must(t, err)
+		if got == "2" {
+			return
+		}
+		<-ch
+	}
+}
