@@ -122,19 +122,18 @@ func (c *Client) connect(a *attempt) {
 	ctx, cancel := context.WithTimeout(c.life, connectTime)
 	defer cancel()
 	made, set, err := c.open(ctx)
-	if err != nil && c.life.Err() != nil {
-		err = errClosed
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.life.Err() != nil {
+		if err == nil {
+			go made.fail(errClosed)
+		}
+		made, err = nil, errClosed
+	}
 	c.attempt = nil
 	a.conn, a.err = made, err
 	close(a.done)
 	if err != nil || !made.alive() { // dead: lost was called before it was anybody's
-		return
-	}
-	if c.life.Err() != nil {
-		go made.fail(errClosed)
 		return
 	}
 	c.conn, c.since = made, time.Now()

@@ -2,6 +2,7 @@ package xenstore_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"testing"
 	"testing/synctest"
@@ -35,6 +36,28 @@ func TestFrozenForAMoment(t *testing.T) {
 		r.wantRead(ctx, "/a", "1")
 		if n := r.dialled(); n != 1 {
 			t.Errorf("%d connections, want 1", n)
+		}
+	})
+}
+
+// A request that could not be sent while others were in the way is never sent.
+func TestNotSent(t *testing.T) {
+	in(t, func(ctx context.Context, r *rig) {
+		must(t, r.Write(ctx, "/a", "0"))
+		soon := r.frozen(ctx)
+		failed := make(chan error)
+		for i := range 3 { // one is taken, one is being written, one waits
+			go func() { failed <- r.Write(soon, "/a", fmt.Sprint(i+1)) }()
+			synctest.Wait()
+		}
+		for range 3 {
+			wantError(t, <-failed, context.DeadlineExceeded)
+		}
+		r.store.Thaw()
+		synctest.Wait()
+		r.wantRead(ctx, "/a", "2")
+		if n := r.asked("write"); n != 3 {
+			t.Errorf("%d writes, want 3", n)
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"syscall"
@@ -36,6 +37,10 @@ func TestNodes(t *testing.T) {
 		must(t, r.Remove(ctx, "/no/such/parent"))
 		if _, there := r.store.Get("/local/domain/3/name"); there {
 			t.Error("a node outlived its parent")
+		}
+		want := map[string]string{"/": "", "/local": "", "/local/domain": "", "/local/domain/10": "", "/local/domain/10/device": "", "/local/domain/10/device/pci": ""}
+		if got := r.store.Tree(); !maps.Equal(got, want) {
+			t.Errorf("the tree is %v, want %v", got, want)
 		}
 		if n := r.dialled(); n != 1 {
 			t.Errorf("%d connections, want 1", n)
@@ -82,9 +87,9 @@ func second[T any](_ T, err error) error { return err }
 
 func TestErrorNames(t *testing.T) {
 	in(t, func(ctx context.Context, r *rig) {
-		r.store.Script(always("write", xsfake.Quota))
+		r.store.Script(always("write", xsfake.Refuse("EQUOTA")))
 		wantError(t, r.Write(ctx, "/a", ""), syscall.EDQUOT)
-		r.store.Script(always("write", xsfake.Unknown))
+		r.store.Script(always("write", xsfake.Refuse("ENOTKNOWN")))
 		if err := r.Write(ctx, "/a", ""); err == nil || !strings.Contains(err.Error(), "ENOTKNOWN") || errors.Is(err, xenstore.ErrConnection) {
 			t.Errorf("error %v", err)
 		}
@@ -132,6 +137,14 @@ func TestLongList(t *testing.T) {
 		_, err = r.List(ctx, "/local/domain")
 		wantError(t, err, syscall.EAGAIN, "changed 50 times")
 
+		r.store.Script(always("directory part", xsfake.Refuse("ENOSYS")))
+		_, err = r.List(ctx, "/local/domain")
+		wantError(t, err, syscall.E2BIG, "too many children")
+
+		r.store.Script(always("directory part", xsfake.Refuse("EIO")))
+		_, err = r.List(ctx, "/local/domain")
+		wantError(t, err, syscall.EIO, "list xenstore /local/domain: ")
+
 		r.store.Script(always("directory part", xsfake.Odd))
 		_, err = r.List(ctx, "/local/domain")
 		wantError(t, err, xenstore.ErrConnection, "list xenstore /local/domain: ", "does not speak")
@@ -146,7 +159,7 @@ func TestOddAnswers(t *testing.T) {
 	}{
 		{xsfake.CutBefore, "EOF"}, {xsfake.CutAfter, "EOF"}, {xsfake.Torn, "EOF"},
 		{xsfake.WrongID, "which was not asked"}, {xsfake.WrongType, "with type 1011"},
-		{xsfake.Long, "more than 4096"}, {xsfake.Odd, "instead of OK"}, {xsfake.OddError, "no\\nname"},
+		{xsfake.Long, "more than 4096"}, {xsfake.Odd, "instead of OK"}, {xsfake.Refuse("no\nname"), "no\\nname"},
 	} {
 		t.Run(fmt.Sprint(tt.fault), func(t *testing.T) {
 			in(t, func(ctx context.Context, r *rig) {

@@ -2,6 +2,8 @@ package xenstore_test
 
 import (
 	"context"
+	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -35,4 +37,19 @@ func TestSocket(t *testing.T) {
 		}
 		<-ch
 	}
+}
+
+// A file that is read and written, as the kernel's device is: a pipe, which says
+// what it was told. A close ends a read that waits.
+func TestDevice(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	path := filepath.Join(t.TempDir(), "xenbus")
+	must(t, syscall.Mkfifo(path, 0o600))
+	c := xenstore.New(xenstore.Device(path))
+	if got, err := c.Read(ctx, "/a"); err != nil || got != "/a\x00" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	must(t, c.Close())
 }

@@ -163,6 +163,20 @@ func TestUpdateLost(t *testing.T) {
 		if runs != 2 {
 			t.Errorf("%d runs after a restart in the middle", runs)
 		}
+		r.store.Script(once("transaction end", xsfake.Refuse("ENOENT")))
+		runs = 0
+		must(t, r.Update(ctx, func(tx *xenstore.Tx) error { runs++; return tx.Write("/a", "again") }))
+		if got, _ := r.store.Get("/a"); got != "again" || runs != 2 {
+			t.Errorf("a forgotten transaction: %q after %d runs", got, runs)
+		}
+		r.store.Script(always("transaction end", xsfake.Refuse("ENOENT")))
+		err = r.Update(ctx, func(tx *xenstore.Tx) error { return nil })
+		if wantError(t, err, xenstore.ErrConnection, "does not know it"); errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("a missing transaction is taken for a missing node: %v", err)
+		}
+		r.store.Script(always("transaction end", xsfake.Refuse("ENOSPC")))
+		err = r.Update(ctx, func(tx *xenstore.Tx) error { return nil })
+		wantError(t, err, syscall.ENOSPC, "commit xenstore transaction: ")
 		r.store.Script(always("transaction start", xsfake.Odd))
 		err = r.Update(ctx, func(tx *xenstore.Tx) error { t.Error("it runs"); return nil })
 		wantError(t, err, xenstore.ErrConnection, "start xenstore transaction: ", "does not speak")

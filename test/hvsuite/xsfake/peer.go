@@ -194,8 +194,10 @@ func (s *Server) take(p *peer, r Request) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	reply, after := fault.refusal(), []byte(nil)
-	if reply.errno == "" {
+	var reply answer
+	var after []byte
+	var refused bool
+	if reply.errno, refused = strings.CutPrefix(string(fault), refuse); !refused {
 		reply.payload, after, reply.errno = s.do(p, r)
 	}
 	s.mu.Unlock()

@@ -19,24 +19,27 @@ var names = map[uint32]string{kindDirectory: "directory", kindRead: "read", kind
 	kindTxStart: "transaction start", kindTxEnd: "transaction end", kindWrite: "write", kindMkdir: "mkdir",
 	kindRemove: "rm", kindDirectoryPart: "directory part"}
 
-// Fault is how a request goes wrong.
-type Fault int
+// Fault is how a request goes wrong. Unless it says so, what was asked is done.
+type Fault string
 
-// The faults. Unless they say so, what was asked is done.
+// The faults.
 const (
-	None      Fault = iota
-	Ignore          // it is not done, and not answered
-	CutBefore       // it is not done, and the connection is cut
-	CutAfter        // the connection is cut before the answer
-	Torn            // the connection is cut in the middle of the answer
-	WrongID         // the answer names another request
-	WrongType       // the answer has another type
-	Long            // the answer is longer than is allowed
-	Odd             // the answer says what no xenstored says
-	OddError        // the answer is an error that is no name of one
-	Quota           // it is refused with EQUOTA
-	Unknown         // it is refused with an error that nobody knows
+	None      Fault = ""
+	Ignore    Fault = "it is not done, and not answered"
+	CutBefore Fault = "it is not done, and the connection is cut"
+	CutAfter  Fault = "the connection is cut before the answer"
+	Torn      Fault = "the connection is cut in the middle of the answer"
+	WrongID   Fault = "the answer names another request"
+	WrongType Fault = "the answer has another type"
+	Long      Fault = "the answer is longer than is allowed"
+	Odd       Fault = "the answer says what no xenstored says"
 )
+
+// refuse begins the faults of Refuse.
+const refuse = "it is refused with "
+
+// Refuse is the fault that a request is not done and answered with an error, e.g. EIO.
+func Refuse(errno string) Fault { return Fault(refuse + errno) }
 
 // Script has f decide what goes wrong with each request; nil: nothing does. f
 // may use the server's methods, but no client of it.
@@ -51,17 +54,6 @@ func (s *Server) Requests() []Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.requests)
-}
-
-// refusal is the error with which a request is refused, if the fault is one.
-func (f Fault) refusal() answer {
-	switch f {
-	case Quota:
-		return answer{errno: "EQUOTA"}
-	case Unknown:
-		return answer{errno: "ENOTKNOWN"}
-	}
-	return answer{}
 }
 
 // bend is the answer as the fault has it; nil: none, and the connection is cut.
@@ -79,8 +71,6 @@ func (f Fault) bend(r Request, a answer) []byte {
 		kind += 1000
 	case Odd:
 		payload = "\x00\x00odd"
-	case OddError:
-		kind, payload = kindError, "no\nname"
 	}
 	b := encode(kind, id, r.tx, payload)
 	if f == Long {
