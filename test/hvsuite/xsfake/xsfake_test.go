@@ -4,7 +4,7 @@ import (
 	"slices"
 	"testing"
 
-	"vfbroker/broker/xen/xenstore"
+	"vfbroker/guestshim/xenstore"
 	"vfbroker/test/hvsuite/xsfake"
 )
 

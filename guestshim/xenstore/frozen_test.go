@@ -8,7 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"vfbroker/broker/xen/xenstore"
+	"vfbroker/guestshim/xenstore"
 )
 
 // frozen freezes xenstored, and returns a context with a second left.

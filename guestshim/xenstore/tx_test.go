@@ -11,7 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"vfbroker/broker/xen/xenstore"
+	"vfbroker/guestshim/xenstore"
 	"vfbroker/test/hvsuite/xsfake"
 )
 

@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"testing"
 
-	"vfbroker/broker/xen/xenstore"
+	"vfbroker/guestshim/xenstore"
 	"vfbroker/test/hvsuite/xsfake"
 )
 

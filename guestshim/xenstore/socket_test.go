@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"vfbroker/broker/xen/xenstore"
+	"vfbroker/guestshim/xenstore"
 	"vfbroker/test/hvsuite/xsfake"
 )
 
