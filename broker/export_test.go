@@ -13,3 +13,6 @@ const KeepAudit = keepAudit
 
 // FullAudit is how many records the audit log has when it is full, and the oldest are dropped.
 const FullAudit = keepAudit + dropAudit
+
+// MaxQueue is how many events wait for a slow consumer.
+const MaxQueue = maxQueue

@@ -38,6 +38,7 @@ type GuestConfig struct {
 	Target   Target
 	QMP      string // path of the QMP monitor's unix socket (kvm)
 	CID      uint32 // vsock context id, 0: none
+	Domain   string // name of the domain (xen), "": the guest's id
 	OwnerUID int    // the local user that may lend to this guest, beside root
 	Shim     bool
 	Keep     bool // its leases wait for it when it restarts; else they end with it

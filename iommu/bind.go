@@ -12,8 +12,11 @@ import (
 	"vfbroker/sriov/sysfs"
 )
 
-// VFIO is the driver that hands functions to processes.
-const VFIO = "vfio-pci"
+// The drivers that hold a function for somebody else: VFIO for a process, Pciback for a Xen domain.
+const (
+	VFIO    = "vfio-pci"
+	Pciback = "pciback"
+)
 
 // settle is how long a driver's link may take after the kernel's probe has
 // returned. The probe is synchronous; a link that is not there by then will not come.
@@ -168,9 +171,17 @@ func loaded(fs sysfs.FS, driver string) error {
 	case err != nil:
 		return err
 	case !ok:
-		return fmt.Errorf("driver %s is not loaded; run: modprobe %s", driver, driver)
+		return fmt.Errorf("driver %s is not loaded; run: modprobe %s", driver, moduleOf(driver))
 	}
 	return nil
+}
+
+// moduleOf is the module that has a driver.
+func moduleOf(driver string) string {
+	if driver == Pciback {
+		return "xen-pciback" // drivers/xen/xen-pciback/pci_stub.c names its driver otherwise
+	}
+	return driver
 }
 
 // gone says whether an error means that a driver does not hold the function any more.

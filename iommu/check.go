@@ -71,6 +71,25 @@ func Check(fs sysfs.FS, addr pci.Addr) error {
 	}
 }
 
+// CheckTopology says whether the way from a function up to the root keeps it apart from all
+// others, by a *NotIsolatedError when not: each port on it, and the function's device, must have
+// access control services where they are needed. It is the check for a host whose kernel forms no
+// IOMMU groups, since a hypervisor below it owns the IOMMU (Xen's dom0); that this IOMMU works is for the
+// caller to know. Where there are groups Check decides.
+//
+// Any other error says that it could not be found out.
+func CheckTopology(fs sysfs.FS, addr pci.Addr) error {
+	weak, err := walkUp(fs, addr)
+	if err != nil || len(weak) == 0 {
+		return err
+	}
+	return &NotIsolatedError{
+		Addr:     addr,
+		Reason:   "functions can reach each other past the IOMMU; use a slot below a port with access control services (ACS), or enable ACS in the firmware",
+		Blockers: weak,
+	}
+}
+
 func noGroup(fs sysfs.FS, addr pci.Addr) error {
 	names, err := fs.ReadDir(groupsDir)
 	if err != nil && !sysfs.IsNotExist(err) {

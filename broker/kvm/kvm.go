@@ -28,7 +28,7 @@ type Hypervisor struct {
 	fs     sysfs.FS
 	guests func(broker.GuestID) (broker.GuestConfig, error)
 	log    *slog.Logger
-	events *hub
+	events *broker.Hub
 
 	mu     sync.Mutex // guards what follows and what it holds; never held while waiting
 	lines  map[broker.GuestID]*line
@@ -47,7 +47,7 @@ func New(fs sysfs.FS, guests func(broker.GuestID) (broker.GuestConfig, error), l
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Hypervisor{fs: fs, guests: guests, log: log, events: newHub(),
+	return &Hypervisor{fs: fs, guests: guests, log: log, events: broker.NewHub(),
 		lines: map[broker.GuestID]*line{}, ending: map[broker.GuestID]*session{}}
 }
 
@@ -57,7 +57,7 @@ func (h *Hypervisor) Capabilities() broker.Capabilities {
 }
 
 // Events streams what happens to guests.
-func (h *Hypervisor) Events(ctx context.Context) <-chan broker.Event { return h.events.subscribe(ctx) }
+func (h *Hypervisor) Events(ctx context.Context) <-chan broker.Event { return h.events.Subscribe(ctx) }
 
 // config is what the administrator says of a KVM guest.
 func (h *Hypervisor) config(id broker.GuestID) (broker.GuestConfig, error) {

@@ -256,17 +256,17 @@ func (h *Hypervisor) onEvent(l *line, s *session, event string, data json.RawMes
 			return
 		}
 		h.forget(l, s, slot)
-		h.events.publish(broker.Event{Kind: broker.EventDetached, Guest: s.guest, Slot: slot})
+		h.events.Publish(broker.Event{Kind: broker.EventDetached, Guest: s.guest, Slot: slot})
 	case "DEVICE_UNPLUG_GUEST_ERROR":
 		if !ours(about.Device) {
 			return
 		}
 		h.answered(s, slot)
-		h.events.publish(broker.Event{Kind: broker.EventUnplugRefused, Guest: s.guest, Slot: slot})
+		h.events.Publish(broker.Event{Kind: broker.EventUnplugRefused, Guest: s.guest, Slot: slot})
 	case "RESET":
 		// The rebooted guest has forgotten what it was asked, so whoever waits must ask again.
 		h.answered(s, "")
-		h.events.publish(broker.Event{Kind: broker.EventLost, Guest: s.guest})
+		h.events.Publish(broker.Event{Kind: broker.EventLost, Guest: s.guest})
 	}
 }
 
@@ -280,7 +280,7 @@ func (h *Hypervisor) onEnd(l *line, s *session, cause error) {
 		h.log.Warn("monitor lost while the guest holds functions", "guest", s.guest, "monitor", s.path, "cause", cause)
 	}
 	if held || replaced { // of a process that was replaced nobody will tell the end
-		h.events.publish(broker.Event{Kind: broker.EventLost, Guest: s.guest})
+		h.events.Publish(broker.Event{Kind: broker.EventLost, Guest: s.guest})
 	}
 	if wait {
 		s.gone = waitExit(s.pidfd)
@@ -294,7 +294,7 @@ func (h *Hypervisor) onEnd(l *line, s *session, cause error) {
 	h.settle(l)
 	h.mu.Unlock()
 	if s.gone {
-		h.events.publish(broker.Event{Kind: broker.EventGuestGone, Guest: s.guest})
+		h.events.Publish(broker.Event{Kind: broker.EventGuestGone, Guest: s.guest})
 	}
 }
 

@@ -48,8 +48,9 @@ type pfConfig struct {
 // guestConfig is what the administrator says of a guest.
 type guestConfig struct {
 	Target   broker.Target `yaml:"target"`
-	QMP      string        `yaml:"qmp"`       // path of the monitor's unix socket
-	CID      uint32        `yaml:"cid"`       // vsock context id; 0: none
+	QMP      string        `yaml:"qmp"`       // kvm: path of the monitor's unix socket
+	CID      uint32        `yaml:"cid"`       // kvm: vsock context id; 0: none
+	Domain   string        `yaml:"domain"`    // xen: name of the xl domain; "": the guest's id
 	OwnerUID int           `yaml:"owner_uid"` // the user that may lend to it, beside root
 	Shim     bool          `yaml:"shim"`      // readiness is asked of the guest's shim
 

@@ -55,7 +55,14 @@ func TestGuestsDirectory(t *testing.T) {
 	writeFile(t, filepath.Join(dir, "restart.yaml"), good+"on_restart: maybe\n", 0o600)
 	writeFile(t, filepath.Join(dir, "open.yaml"), good, 0o666)
 	writeFile(t, filepath.Join(dir, "unknown.yaml"), good+"mem: 4\n", 0o600)
-	writeFile(t, filepath.Join(dir, "target.yaml"), "target: xen\nqmp: /run/g.qmp\n", 0o600)
+	writeFile(t, filepath.Join(dir, "target.yaml"), "target: vmware\nqmp: /run/g.qmp\n", 0o600)
+	for name, text := range map[string]string{
+		"xen": "domain: web 1\nowner_uid: 1000\n", "xenown": "", "xenqmp": "qmp: /run/g.qmp\n", "xencid": "cid: 7\n", "xenshim": "shim: true\n",
+		"xen0": "domain: Domain-0\n", "xenname": "domain: \"a\\nb\"\n", "xenspace": "domain: \" a\"\n",
+	} {
+		writeFile(t, filepath.Join(dir, name+".yaml"), "target: xen\n"+text, 0o600)
+	}
+	writeFile(t, filepath.Join(dir, "kvmdomain.yaml"), good+"domain: g\n", 0o600)
 	if err := os.Symlink("good.yaml", filepath.Join(dir, "link.yaml")); err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +84,15 @@ func TestGuestsDirectory(t *testing.T) {
 		{"good\x00", broker.ErrNotFound, "not configured"},
 		{"open", broker.ErrUnavailable, "can be written by others (mode 0666), chmod go-w it"},
 		{"unknown", broker.ErrUnavailable, "line 6: unknown key mem"},
-		{"target", broker.ErrUnavailable, `target: "xen", want kvm`},
+		{"target", broker.ErrUnavailable, `target: "vmware", want kvm or xen`},
+		{"xenown", nil, ""},
+		{"xenqmp", broker.ErrUnavailable, "qmp: is for target kvm; a Xen guest is found by its domain's name"},
+		{"xencid", broker.ErrUnavailable, "cid: is for target kvm"},
+		{"xenshim", broker.ErrUnavailable, "shim: is for target kvm"},
+		{"xen0", broker.ErrUnavailable, "Domain-0 is this host itself"},
+		{"xenname", broker.ErrUnavailable, `"a\nb" is no name of a domain`},
+		{"xenspace", broker.ErrUnavailable, `" a" is no name of a domain`},
+		{"kvmdomain", broker.ErrUnavailable, "domain: is for target xen"},
 		{"restart", broker.ErrUnavailable, `on_restart: "maybe", want end or keep`},
 		{"link", broker.ErrUnavailable, "too many levels of symbolic links"},
 		{"dir", broker.ErrUnavailable, "is not a regular file"},
@@ -92,6 +107,11 @@ func TestGuestsDirectory(t *testing.T) {
 	}
 	got, err := c.guest("good")
 	want := broker.GuestConfig{ID: "good", Target: broker.KVM, QMP: "/run/g.qmp", CID: 7, OwnerUID: 1000, Shim: true}
+	if err != nil || got != want {
+		t.Errorf("guest %+v, %v, want %+v", got, err, want)
+	}
+	got, err = c.guest("xen")
+	want = broker.GuestConfig{ID: "xen", Target: broker.Xen, Domain: "web 1", OwnerUID: 1000}
 	if err != nil || got != want {
 		t.Errorf("guest %+v, %v, want %+v", got, err, want)
 	}

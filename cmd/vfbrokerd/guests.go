@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 
@@ -22,39 +24,77 @@ const minCID = 3
 
 func (g guestConfig) check() error {
 	switch {
-	case g.Target != broker.KVM:
-		return fmt.Errorf("target: %q, want %s", g.Target, broker.KVM)
+	case g.OwnerUID < 0:
+		return fmt.Errorf("owner_uid: %d, want 0 and up", g.OwnerUID)
+	case !slices.Contains([]string{"", restartEnd, restartKeep}, g.OnRestart):
+		return fmt.Errorf("on_restart: %q, want %s or %s", g.OnRestart, restartEnd, restartKeep)
+	}
+	switch g.Target {
+	case broker.KVM:
+		return g.checkKVM()
+	case broker.Xen:
+		return g.checkXen()
+	}
+	return fmt.Errorf("target: %q, want %s or %s", g.Target, broker.KVM, broker.Xen)
+}
+
+func (g guestConfig) checkKVM() error {
+	switch {
 	case !filepath.IsAbs(g.QMP):
 		return fmt.Errorf("qmp: %q is not the absolute path of a monitor's socket", g.QMP)
 	case g.CID != 0 && g.CID < minCID:
 		return fmt.Errorf("cid: %d, want 0 (none) or %d and up", g.CID, minCID)
 	case g.Shim && g.CID == 0:
 		return errors.New("shim: needs a cid, through which the shim is reached")
-	case g.OwnerUID < 0:
-		return fmt.Errorf("owner_uid: %d, want 0 and up", g.OwnerUID)
-	case !slices.Contains([]string{"", restartEnd, restartKeep}, g.OnRestart):
-		return fmt.Errorf("on_restart: %q, want %s or %s", g.OnRestart, restartEnd, restartKeep)
+	case g.Domain != "":
+		return fmt.Errorf("domain: is for target %s", broker.Xen)
 	}
 	return nil
 }
 
+func (g guestConfig) checkXen() error {
+	switch {
+	case g.QMP != "":
+		return fmt.Errorf("qmp: is for target %s; a Xen guest is found by its domain's name", broker.KVM)
+	case g.CID != 0:
+		return fmt.Errorf("cid: is for target %s", broker.KVM)
+	case g.Shim:
+		return fmt.Errorf("shim: is for target %s", broker.KVM)
+	case len(g.Domain) > maxDomain || strings.TrimFunc(g.Domain, unicode.IsSpace) != g.Domain || strings.ContainsFunc(g.Domain, unicode.IsControl):
+		return fmt.Errorf("domain: %.64q is no name of a domain", g.Domain)
+	case g.Domain == "Domain-0":
+		return errors.New("domain: Domain-0 is this host itself")
+	}
+	return nil
+}
+
+// maxDomain is the longest name of a domain, in bytes: what a node of xenstore can have, and more than anybody uses.
+const maxDomain = 255
+
 // checkGuests says what is wrong with the guests, in the order of their ids.
 func (c *config) checkGuests() []error {
 	var errs []error
-	monitors, cids := map[string]string{}, map[uint32]string{}
+	monitors, cids, domains := map[string]string{}, map[uint32]string{}, map[string]string{}
 	for _, id := range slices.Sorted(maps.Keys(c.Guests)) {
 		g := c.Guests[id]
+		domain := cmp.Or(g.Domain, id)
 		err := g.check()
 		switch {
 		case !broker.ValidGuestID(broker.GuestID(id)):
 			err = errors.New("a guest's id has letters, digits, dots, dashes and underscores, at most 64, and begins with a letter or digit")
-		case err == nil && monitors[g.QMP] != "":
+		case err == nil && g.Target == broker.Xen && domains[domain] != "":
+			err = fmt.Errorf("domain: %s is that of guest %s", domain, domains[domain])
+		case err == nil && g.Target == broker.KVM && monitors[g.QMP] != "":
 			err = fmt.Errorf("qmp: %s is the monitor of guest %s", g.QMP, monitors[g.QMP])
 		case err == nil && g.CID != 0 && cids[g.CID] != "":
 			err = fmt.Errorf("cid: %d is that of guest %s", g.CID, cids[g.CID])
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("guests: %.64q: %w", id, err))
+		}
+		if g.Target == broker.Xen {
+			domains[domain] = id
+			continue
 		}
 		monitors[g.QMP], cids[g.CID] = id, id
 	}
@@ -74,7 +114,7 @@ func (c *config) guest(id broker.GuestID) (broker.GuestConfig, error) {
 			return broker.GuestConfig{}, err
 		}
 	}
-	return broker.GuestConfig{ID: id, Target: g.Target, QMP: g.QMP, CID: g.CID, OwnerUID: g.OwnerUID, Shim: g.Shim,
+	return broker.GuestConfig{ID: id, Target: g.Target, QMP: g.QMP, CID: g.CID, Domain: g.Domain, OwnerUID: g.OwnerUID, Shim: g.Shim,
 		Keep: g.OnRestart == restartKeep}, nil
 }
 

@@ -12,6 +12,9 @@ import (
 	"vfbroker/broker"
 	pb "vfbroker/broker/brokerpb"
 	"vfbroker/broker/kvm"
+	"vfbroker/broker/xen"
+	"vfbroker/guestshim/xenstore"
+	"vfbroker/iommu"
 	"vfbroker/sriov"
 	"vfbroker/sriov/sysfs"
 )
@@ -51,27 +54,53 @@ func openHost(ctx context.Context, root string, c *config, log *slog.Logger) (ho
 	if err != nil {
 		return host{}, fmt.Errorf("open host: %w", err)
 	}
-	loadVFIO(ctx, fs, log)
+	hypervisors, err := openHypervisors(ctx, fs, c, log)
+	if err != nil {
+		return host{}, fmt.Errorf("open host: %w", err)
+	}
 	return host{
 		fs:          fs,
 		attributes:  attributes,
-		hypervisors: map[broker.Target]broker.Hypervisor{broker.KVM: kvm.New(fs, c.guest, log)},
+		hypervisors: hypervisors,
 		uevents:     uevents,
 		links:       links,
 		describe:    describer{fs, log}.describe,
 	}, nil
 }
 
-// loadVFIO loads vfio-pci where it is a module that nobody has loaded yet.
+// xenstored is where the control domain reaches xenstored (docs/misc/xenstore.txt); with a
+// xenstored in a domain of its own there is only the kernel's device.
+const xenstored, xenbus = "/run/xenstored/socket", "/dev/xen/xenbus"
+
+// openHypervisors opens what the host serves: Xen's guests if it is Xen's control domain, which has no
+// KVM and no VFIO, else KVM's.
+func openHypervisors(ctx context.Context, fs sysfs.FS, c *config, log *slog.Logger) (map[broker.Target]broker.Hypervisor, error) {
+	dom0, err := xen.IsDom0(fs)
+	if err != nil {
+		return nil, fmt.Errorf("find out whether it is Xen's control domain: %w", err)
+	}
+	if !dom0 {
+		load(ctx, fs, iommu.VFIO, "vfio-pci", log)
+		return map[broker.Target]broker.Hypervisor{broker.KVM: kvm.New(fs, c.guest, log)}, nil
+	}
+	load(ctx, fs, iommu.Pciback, "xen-pciback", log)
+	dial := xenstore.Socket(xenstored)
+	if there, err := sysfs.Exists(fs, xenstored); err == nil && !there {
+		dial = xenstore.Device(xenbus)
+	}
+	return map[broker.Target]broker.Hypervisor{broker.Xen: xen.New(fs, xen.Toolstack(), xenstore.New(dial), c.guest, log)}, nil
+}
+
+// load loads a driver where it is a module that nobody has loaded yet.
 // Without it a lease fails and names the remedy, so it is no reason not to start.
-func loadVFIO(ctx context.Context, fs sysfs.FS, log *slog.Logger) {
-	if there, err := sysfs.Exists(fs, "/sys/bus/pci/drivers/vfio-pci"); there || err != nil {
+func load(ctx context.Context, fs sysfs.FS, driver, module string, log *slog.Logger) {
+	if there, err := sysfs.Exists(fs, "/sys/bus/pci/drivers/"+driver); there || err != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	if out, err := exec.CommandContext(ctx, "modprobe", "vfio-pci").CombinedOutput(); err != nil {
-		log.Warn("load vfio-pci: no guest can be lent a function until it is loaded", "err", err, "output", string(out))
+	if out, err := exec.CommandContext(ctx, "modprobe", module).CombinedOutput(); err != nil {
+		log.Warn("load "+module+": no guest can be lent a function until it is loaded", "err", err, "output", string(out))
 	}
 }
 

@@ -1,4 +1,4 @@
-package kvm
+package broker_test
 
 import (
 	"context"
@@ -12,15 +12,15 @@ import (
 // gets what comes after it has caught up.
 func TestHubOverflow(t *testing.T) {
 	t.Parallel()
-	h := newHub()
+	h := broker.NewHub()
 	ctx, cancel := context.WithCancel(t.Context())
-	slow, quick := h.subscribe(ctx), h.subscribe(ctx)
+	slow, quick := h.Subscribe(ctx), h.Subscribe(ctx)
 	event := func(i int) broker.Event {
 		return broker.Event{Kind: broker.EventDetached, Guest: broker.GuestID(fmt.Sprint(i))}
 	}
-	const n = 2 * maxQueue
+	const n = 2 * broker.MaxQueue
 	for i := range n {
-		h.publish(event(i))
+		h.Publish(event(i))
 		if got := <-quick; got != event(i) {
 			t.Fatalf("quick consumer: event %v, want %v", got, event(i))
 		}
@@ -36,10 +36,10 @@ func TestHubOverflow(t *testing.T) {
 		}
 		got++
 	}
-	if got < maxQueue || got > maxQueue+1 { // one may be in the feeder's hands
-		t.Errorf("%d events before the loss, want %d", got, maxQueue)
+	if got < broker.MaxQueue || got > broker.MaxQueue+1 { // one may be in the feeder's hands
+		t.Errorf("%d events before the loss, want %d", got, broker.MaxQueue)
 	}
-	h.publish(event(n))
+	h.Publish(event(n))
 	if ev := <-slow; ev != event(n) {
 		t.Errorf("after the loss: event %v, want %v", ev, event(n))
 	}

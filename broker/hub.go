@@ -1,17 +1,16 @@
-package kvm
+package broker
 
 import (
 	"context"
 	"sync"
-
-	"vfbroker/broker"
 )
 
 // maxQueue is how many events wait for a slow consumer.
 const maxQueue = 256
 
-// hub hands every event to every consumer, without ever waiting for one.
-type hub struct {
+// Hub hands every event of a hypervisor to every consumer, without ever waiting for one: what
+// Hypervisor.Events promises. Safe for concurrent use.
+type Hub struct {
 	mu        sync.Mutex
 	consumers map[*consumer]struct{}
 }
@@ -19,19 +18,20 @@ type hub struct {
 // consumer is one reader of events with its bounded queue.
 type consumer struct {
 	mu    sync.Mutex
-	queue []broker.Event // at most maxQueue, then one EventLost
-	wake  chan struct{}  // capacity 1
+	queue []Event       // at most maxQueue, then one EventLost
+	wake  chan struct{} // capacity 1
 }
 
-func newHub() *hub { return &hub{consumers: map[*consumer]struct{}{}} }
+// NewHub returns a hub without consumers.
+func NewHub() *Hub { return &Hub{consumers: map[*consumer]struct{}{}} }
 
-// subscribe streams events until ctx ends, then closes the channel.
-func (h *hub) subscribe(ctx context.Context) <-chan broker.Event {
+// Subscribe streams events until ctx ends, then closes the channel.
+func (h *Hub) Subscribe(ctx context.Context) <-chan Event {
 	c := &consumer{wake: make(chan struct{}, 1)}
 	h.mu.Lock()
 	h.consumers[c] = struct{}{}
 	h.mu.Unlock()
-	out := make(chan broker.Event)
+	out := make(chan Event)
 	go func() {
 		defer close(out)
 		c.feed(ctx, out)
@@ -42,7 +42,8 @@ func (h *hub) subscribe(ctx context.Context) <-chan broker.Event {
 	return out
 }
 
-func (h *hub) publish(ev broker.Event) {
+// Publish hands an event to every consumer. One that is full gets one EventLost instead of what does not fit.
+func (h *Hub) Publish(ev Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for c := range h.consumers {
@@ -52,8 +53,8 @@ func (h *hub) publish(ev broker.Event) {
 
 // push queues an event. When the queue is full the event is dropped, and one
 // EventLost at the queue's end tells so; it also stands for those dropped before it is read.
-func (c *consumer) push(ev broker.Event) {
-	lost := broker.Event{Kind: broker.EventLost}
+func (c *consumer) push(ev Event) {
+	lost := Event{Kind: EventLost}
 	c.mu.Lock()
 	switch n := len(c.queue); {
 	case n < maxQueue:
@@ -68,19 +69,19 @@ func (c *consumer) push(ev broker.Event) {
 	}
 }
 
-func (c *consumer) pop() (broker.Event, bool) {
+func (c *consumer) pop() (Event, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.queue) == 0 {
 		c.queue = nil
-		return broker.Event{}, false
+		return Event{}, false
 	}
 	ev := c.queue[0]
 	c.queue = c.queue[1:]
 	return ev, true
 }
 
-func (c *consumer) feed(ctx context.Context, out chan<- broker.Event) {
+func (c *consumer) feed(ctx context.Context, out chan<- Event) {
 	for {
 		ev, ok := c.pop()
 		if !ok {

@@ -1,0 +1,78 @@
+package xen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"vfbroker/broker"
+	"vfbroker/iommu"
+	"vfbroker/sriov/sysfs"
+)
+
+// IsDom0 says whether the host whose tree is fs is Xen's control domain: the kernel runs on
+// Xen (Documentation/ABI/stable/sysfs-hypervisor-xen) and xenfs says that it controls it
+// (drivers/xen/xenfs/super.c).
+func IsDom0(fs sysfs.FS) (bool, error) {
+	kind, err := sysfs.ReadString(fs, "/sys/hypervisor/type")
+	if sysfs.IsNotExist(err) || err == nil && kind != "xen" {
+		return false, nil
+	}
+	var can string
+	if err == nil {
+		can, err = sysfs.ReadString(fs, "/proc/xen/capabilities")
+	}
+	if sysfs.IsNotExist(err) {
+		return false, nil
+	}
+	return strings.Contains(can, "control_d"), err
+}
+
+// Isolated says whether Xen's IOMMU and the way up to it keep the function apart from all others.
+// The control domain has no IOMMU groups, as Xen owns the IOMMU, so that both are asked for.
+func (h *Hypervisor) Isolated(ctx context.Context, f broker.Function) error {
+	refuse := func(format string, args ...any) error {
+		return fmt.Errorf("isolate function %s: %w: %w", f.Addr, broker.ErrNotIsolated, fmt.Errorf(format, args...))
+	}
+	switch dom0, err := IsDom0(h.fs); {
+	case err != nil:
+		return refuse("find out whether this is Xen's control domain: %w", err)
+	case !dom0:
+		return refuse("this is not Xen's control domain, or xenfs is not mounted: mount -t xenfs none /proc/xen")
+	}
+	switch works, err := h.iommuWorks(ctx); {
+	case err != nil:
+		return refuse("find out whether Xen has a working IOMMU: %w", err)
+	case !works:
+		return refuse("Xen has no working IOMMU (xl info shows no hvm_directio): enable VT-d or AMD-Vi in the firmware and boot Xen with iommu=force")
+	}
+	err := iommu.CheckTopology(h.fs, f.Addr)
+	var shared *iommu.NotIsolatedError
+	if errors.As(err, &shared) {
+		return fmt.Errorf("%w: %w", broker.ErrNotIsolated, err)
+	}
+	return h.hostError(f.Addr, err)
+}
+
+// iommuWorks says whether Xen has a working IOMMU. What was seen good is not asked for again: Xen
+// decides that once, when it starts.
+func (h *Hypervisor) iommuWorks(ctx context.Context) (bool, error) {
+	h.mu.Lock()
+	known := h.directIO
+	h.mu.Unlock()
+	if known {
+		return true, nil
+	}
+	out, err := h.xl(ctx, "info")
+	if err != nil {
+		return false, err
+	}
+	caps, err := parseVirtCaps(out)
+	works := slices.Contains(caps, "hvm_directio") || slices.Contains(caps, "pv_directio")
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.directIO = works
+	return works, err
+}

@@ -1,0 +1,175 @@
+package xen
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Runner runs the toolstack's xl with arguments and returns what it printed. It is over by the
+// time that ctx ends. An xl that says no is a *ToolError.
+type Runner func(ctx context.Context, args ...string) ([]byte, error)
+
+// ToolError is how xl said no.
+type ToolError struct {
+	Args   []string
+	Code   int    // exit status
+	Stderr string // the first error that it printed, which is the cause of the others
+}
+
+func (e *ToolError) Error() string {
+	return fmt.Sprintf("xl %s: exit status %d: %s", strings.Join(e.Args, " "), e.Code, e.Stderr)
+}
+
+const (
+	maxOutput = 1 << 20 // bytes that are kept of what xl prints
+	killWait  = time.Second
+)
+
+// Toolstack is the host's xl.
+func Toolstack() Runner { return command("xl") }
+
+// command runs a program in a process group of its own, which is killed when the context ends.
+func command(name string) Runner {
+	return func(ctx context.Context, args ...string) ([]byte, error) {
+		cmd := exec.CommandContext(ctx, name, args...)
+		cmd.Env = append(os.Environ(), "LC_ALL=C")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+		cmd.WaitDelay = killWait
+		stdout, stderr := &bounded{}, &bounded{}
+		cmd.Stdout, cmd.Stderr = stdout, stderr
+		err := cmd.Run()
+		var exit *exec.ExitError
+		switch {
+		case errors.Is(err, exec.ErrNotFound):
+			return nil, fmt.Errorf("run xl: it is not installed; install xen-utils-common and the xen-utils of the running Xen: %w", err)
+		case ctx.Err() != nil:
+			return nil, fmt.Errorf("xl %s: it was stopped: %w", strings.Join(args, " "), context.Cause(ctx))
+		case errors.As(err, &exit):
+			return nil, &ToolError{Args: args, Code: exit.ExitCode(), Stderr: cause(stderr.String())}
+		case err != nil:
+			return nil, fmt.Errorf("xl %s: %w", strings.Join(args, " "), err)
+		case stdout.full:
+			return nil, fmt.Errorf("xl %s: it printed more than %d bytes", strings.Join(args, " "), maxOutput)
+		}
+		return stdout.Bytes(), nil
+	}
+}
+
+// bounded keeps the first maxOutput bytes that are written to it.
+type bounded struct {
+	bytes.Buffer
+	full bool
+}
+
+var _ io.Writer = (*bounded)(nil)
+
+func (b *bounded) Write(p []byte) (int, error) {
+	room := maxOutput - b.Len()
+	if len(p) > room {
+		b.full = true
+		b.Buffer.Write(p[:room])
+		return len(p), nil
+	}
+	return b.Buffer.Write(p)
+}
+
+// ReadFrom hides the buffer's own, which knows no bound.
+func (b *bounded) ReadFrom(r io.Reader) (int64, error) { return io.Copy(struct{ io.Writer }{b}, r) }
+
+// cause is the first error that libxl printed, without the place in its source; else the last line.
+// The lines are "libxl: error: libxl_pci.c:1484:libxl__device_pci_add: Domain 3:…" (xtl_logger_stdio.c).
+func cause(stderr string) string {
+	last := "it printed no error"
+	for line := range strings.Lines(stderr) {
+		line = strings.TrimSpace(line)
+		if line == "" {
+			continue
+		}
+		last = line
+		text, ok := strings.CutPrefix(line, "libxl: error: ")
+		if !ok {
+			continue
+		}
+		if place, rest, ok := strings.Cut(text, ": "); ok && strings.Contains(place, ".c:") {
+			text = rest
+		}
+		return printable(text)
+	}
+	return printable(last)
+}
+
+// printable is a line that is fit for an error.
+func printable(s string) string {
+	const most = 300
+	s = strings.Map(func(r rune) rune {
+		if !strconv.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return s
+}
+
+// row is a line of xl list.
+type row struct {
+	name  string
+	id    int
+	state string // six places, - or r(unning) b(locked) p(aused) s(hutdown) and its reason, d(ying)
+}
+
+func (r row) paused() bool { return r.state[2] == 'p' }
+func (r row) down() bool   { return r.state[3] == 's' }
+func (r row) dying() bool  { return r.state[5] == 'd' }
+
+// parseList reads what xl list prints (list_domains in tools/xl/xl_info.c): a heading, and for each
+// domain name, id, memory in MiB, VCPUs, state and time in seconds. A name may have spaces.
+func parseList(out []byte) ([]row, error) {
+	var rows []row
+	for i, line := range slices.Collect(strings.Lines(string(out))) {
+		fields := strings.Fields(line)
+		n := len(fields)
+		switch {
+		case i == 0 && n > 1 && fields[0] == "Name" && fields[1] == "ID":
+			continue
+		case i == 0:
+			return nil, errors.New("parse xl list: its heading is not Name, ID, …")
+		case n < 6:
+			return nil, fmt.Errorf("parse xl list: line %d has %d columns, want 6", i+1, n)
+		}
+		id, err := strconv.ParseUint(fields[n-5], 10, 16)
+		state := fields[n-2]
+		if err != nil || len(state) != 6 || strings.Trim(state, "-rbpsrscwSd?") != "" {
+			return nil, fmt.Errorf("parse xl list: line %d: id %.20q, state %.20q", i+1, fields[n-5], state)
+		}
+		rows = append(rows, row{name: strings.Join(fields[:n-5], " "), id: int(id), state: state})
+	}
+	if len(rows) == 0 {
+		return nil, errors.New("parse xl list: it lists no domain, not even this one")
+	}
+	return rows, nil
+}
+
+// parseVirtCaps takes what the machine can virtualise out of xl info. hvm_directio and pv_directio
+// are there when Xen has a working IOMMU (tools/xl/xl_info.c, XEN_SYSCTL_PHYSCAP_directio).
+func parseVirtCaps(out []byte) ([]string, error) {
+	for line := range strings.Lines(string(out)) {
+		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "virt_caps" {
+			return strings.Fields(value), nil
+		}
+	}
+	return nil, errors.New("parse xl info: it has no line virt_caps")
+}
