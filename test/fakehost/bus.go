@@ -21,6 +21,7 @@ type driver struct {
 	net    bool     // its functions get a network interface
 	rdma   bool     // and an RDMA device
 	vfio   bool     // it registers with VFIO
+	stub   bool     // it takes what its slots or an override name (pciback)
 	absent bool     // its module is not loaded
 	fails  syscall.Errno
 }
@@ -73,6 +74,9 @@ func (drv *driver) matches(d *device) bool {
 	if d.override != "" {
 		return d.override == drv.name
 	}
+	if drv.stub {
+		return true // its table has PCI_ANY_ID
+	}
 	if drv.class != 0 && d.class>>8 == drv.class {
 		return true
 	}
@@ -86,6 +90,8 @@ func (h *Host) bindTo(d *device, drv *driver) error {
 		return syscall.ENODEV // drivers/pci/pci-driver.c pci_device_can_probe
 	case drv.fails != 0:
 		return drv.fails
+	case drv.stub && !h.seizes(drv, d):
+		return syscall.ENODEV
 	case drv.vfio && d.bridge:
 		return syscall.EINVAL // drivers/vfio/pci/vfio_pci_core.c: type 0 headers only
 	case drv.vfio && d.group < 0:

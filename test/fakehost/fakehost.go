@@ -40,6 +40,7 @@ type Host struct {
 	minor     int               // of the next VFIO node
 	roots     map[string]string // root bus such as 0000:00 to its directory
 	iommu     bool
+	slots     []pci.Addr // of pciback
 	ifindex   int
 	boots     int
 
@@ -113,6 +114,7 @@ func (h *Host) Clone() *Host {
 		freeGroup: h.freeGroup,
 		minor:     h.minor,
 		iommu:     h.iommu,
+		slots:     slices.Clone(h.slots),
 		ifindex:   h.ifindex,
 		boots:     h.boots,
 		pending:   slices.Clone(h.pending),
