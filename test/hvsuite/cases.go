@@ -16,7 +16,7 @@ func capabilities(t *testing.T, s *scene) {
 	if c := s.Hypervisor.Capabilities(); c.Target == "" || c.Driver == "" {
 		t.Errorf("capabilities %+v: want a target and a driver", c)
 	}
-	if s.Slots < 2 || len(s.Functions) <= s.Slots {
+	if s.Slots == 1 || len(s.Functions) <= max(2, s.Slots) {
 		t.Errorf("the fixture has %d functions for %d slots, want more functions than slots and two slots", len(s.Functions), s.Slots)
 	}
 }
@@ -136,6 +136,10 @@ func attachTogether(t *testing.T, s *scene) {
 }
 
 func attachFull(t *testing.T, s *scene) {
+	if s.Slots == 0 {
+		attachAll(t, s)
+		return
+	}
 	for _, f := range s.Functions[:s.Slots] {
 		s.attach(t, f, s.lease())
 	}
@@ -145,6 +149,26 @@ func attachFull(t *testing.T, s *scene) {
 	refused(t, "attach to a full guest", err, broker.ErrNoCapacity, string(s.Guest), extra.Addr.String())
 	if held := s.attached(t); len(held) != s.Slots {
 		t.Errorf("the guest holds %v, want %d functions", held, s.Slots)
+	}
+}
+
+// attachAll is attachFull for a guest that is never full; and it lets go of the first, the last and those between.
+func attachAll(t *testing.T, s *scene) {
+	want, slots := map[broker.Slot]pci.Addr{}, []broker.Slot{}
+	for _, f := range s.Functions {
+		slot := s.attach(t, f, s.lease())
+		want[slot] = f.Addr
+		slots = append(slots, slot)
+	}
+	s.holds(t, want)
+	slots[1], slots[len(slots)-1] = slots[len(slots)-1], slots[1]
+	for _, slot := range slots {
+		if err := s.Hypervisor.Detach(s.ctx, s.guest, slot); err != nil {
+			t.Fatal(err)
+		}
+		s.expect(t, broker.Event{Kind: broker.EventDetached, Guest: s.Guest, Slot: slot})
+		delete(want, slot)
+		s.holds(t, want)
 	}
 }
 

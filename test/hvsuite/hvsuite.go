@@ -6,6 +6,7 @@ package hvsuite
 import (
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"vfbroker/broker"
@@ -17,9 +18,9 @@ type Fixture struct {
 	Hypervisor broker.Hypervisor
 	Guest      broker.GuestID // it runs and holds nothing
 	Stranger   broker.GuestID // one that is not configured
-	Slots      int            // how many functions the guest has room for, at least 2
+	Slots      int            // how many functions the guest has room for, at least 2; 0: for all
 
-	// Functions are free, on the host, and more than Slots.
+	// Functions are free, on the host, and more than Slots, at least 3.
 	Functions []broker.Function
 
 	// Patience bounds every wait of a case; Impatience is the deadline of a call
@@ -38,6 +39,17 @@ type Fixture struct {
 // guest of the case before may be handed out again, holding nothing. The cases in without
 // are left out: the fixture has no hand for them.
 func Run(t *testing.T, open func(t *testing.T) *Fixture, without ...string) {
+	t.Helper()
+	run(t, func(t *testing.T, play func(*testing.T)) { play(t) }, open, without)
+}
+
+// RunVirtual is Run with each case, and its fixture, in a bubble of virtual time (testing/synctest).
+func RunVirtual(t *testing.T, open func(t *testing.T) *Fixture, without ...string) {
+	t.Helper()
+	run(t, synctest.Test, open, without)
+}
+
+func run(t *testing.T, stage func(*testing.T, func(*testing.T)), open func(t *testing.T) *Fixture, without []string) {
 	t.Helper()
 	for _, c := range []struct {
 		name string
@@ -65,9 +77,11 @@ func Run(t *testing.T, open func(t *testing.T) *Fixture, without ...string) {
 			continue
 		}
 		t.Run(c.name, func(t *testing.T) {
-			s := begin(t, open(t))
-			c.run(t, s)
-			s.clear(t)
+			stage(t, func(t *testing.T) {
+				s := begin(t, open(t))
+				c.run(t, s)
+				s.clear(t)
+			})
 		})
 	}
 	if len(without) > 0 {
