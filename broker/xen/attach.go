@@ -14,8 +14,7 @@ import (
 )
 
 const (
-	// attachWait bounds an attach that goes on after whoever asked has gone. An xl that is stopped in
-	// the middle leaves a function with a domain that does not know of it, so it is given much time.
+	// attachWait bounds an attach, which goes on after whoever asked has gone.
 	attachWait = 2 * time.Minute
 	// frontWait is how long the guest's frontend may take to connect.
 	frontWait = 20 * time.Second
@@ -127,7 +126,7 @@ func (h *Hypervisor) add(ctx context.Context, l *line, addr pci.Addr, slot broke
 	if err := h.store.Write(ctx, recordsPath(l.d.id)+"/"+string(slot), addr.String()); err != nil {
 		return err
 	}
-	_, toolErr := h.xl(ctx, "pci-attach", strconv.Itoa(l.d.id), addr.String())
+	toolErr := h.change(ctx, "pci-attach", strconv.Itoa(l.d.id), addr.String())
 	if toolErr == nil {
 		return nil
 	}
@@ -197,6 +196,9 @@ func (h *Hypervisor) noFrontend(l *line, addr pci.Addr) error {
 // lost says why a function that was attached is not there.
 func (h *Hypervisor) lost(ctx context.Context, l *line, addr pci.Addr) error {
 	if _, err := h.running(ctx, l.d.asGuest()); err != nil {
+		return err
+	}
+	if err := h.halfGiven(ctx, l, addr); err != nil {
 		return err
 	}
 	return fmt.Errorf("attach %s to %s: %w: it was detached by somebody else", addr, l.d, broker.ErrUnavailable)

@@ -91,7 +91,7 @@ func (h *Hypervisor) unplug(ctx context.Context, l *line, addr pci.Addr) error {
 		return err
 	}
 	if !d.leaving() {
-		_, toolErr := h.xl(ctx, "pci-detach", strconv.Itoa(l.d.id), addr.String())
+		toolErr := h.change(ctx, "pci-detach", strconv.Itoa(l.d.id), addr.String())
 		b, err := h.backend(ctx, l.d.id)
 		if err != nil {
 			return err
@@ -141,12 +141,12 @@ func (h *Hypervisor) awaitAble(ctx context.Context, l *line, addr pci.Addr) (*de
 	}
 }
 
-// halfGiven says that a function that is on no bus is none the less libxl's gift to the domain: an
-// xl was stopped in the middle of an attach. Only the domain's end takes it back.
+// halfGiven says that libxl has given a function to the domain that is on no bus of it: an xl was
+// stopped in the middle of an attach. Only the domain's end takes it back.
 func (h *Hypervisor) halfGiven(ctx context.Context, l *line, addr pci.Addr) error {
 	marked, err := h.mark(ctx, addr)
 	if err == nil && marked == l.d.id {
-		err = fmt.Errorf("detach %s from %s: %w: an xl pci-attach was stopped in the middle: restart the guest", addr, l.d, errRefused)
+		err = fmt.Errorf("function %s is half given to %s, by an xl pci-attach that was stopped in the middle: %w: restart the guest", addr, l.d, errRefused)
 	}
 	return err
 }
@@ -162,7 +162,7 @@ func (h *Hypervisor) reap(ctx context.Context, l *line, addr pci.Addr, toolErr e
 	if holds {
 		return fmt.Errorf("detach %s from %s: %w: %v", addr, l.d, errRefused, toolErr)
 	}
-	if _, err = h.xl(ctx, "pci-detach", "-f", strconv.Itoa(l.d.id), addr.String()); err != nil {
+	if err = h.change(ctx, "pci-detach", "-f", strconv.Itoa(l.d.id), addr.String()); err != nil {
 		return err
 	}
 	b, err := h.backend(ctx, l.d.id)

@@ -57,8 +57,8 @@ func New(fs sysfs.FS, xl Runner, store *xenstore.Client, guests func(broker.Gues
 	return h
 }
 
-// Close ends what goes on in the background, and waits for it. An xl that runs is killed, so that it
-// is for the end of the process, or of a test.
+// Close ends what goes on in the background, and waits for it. An xl that attaches or detaches is
+// waited for, a minute at most: one that is stopped in the middle leaves a function half given. Nothing must be asked any more.
 func (h *Hypervisor) Close() {
 	h.stop()
 	h.work.Wait()

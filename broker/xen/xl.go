@@ -124,6 +124,18 @@ func printable(s string) string {
 	return s
 }
 
+// toolWait bounds an xl that attaches or detaches. It waits for the guest, 20 s at most.
+const toolWait = time.Minute
+
+// change runs an xl that changes a domain. It is not stopped when ctx ends, since in the middle it
+// leaves a function with a domain that does not know of it, and then nobody can take it back.
+func (h *Hypervisor) change(ctx context.Context, args ...string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), toolWait)
+	defer cancel()
+	_, err := h.xl(ctx, args...)
+	return err
+}
+
 // row is a line of xl list.
 type row struct {
 	name  string

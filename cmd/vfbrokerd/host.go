@@ -27,7 +27,8 @@ type host struct {
 	uevents     <-chan sysfs.Uevent
 	links       <-chan sriov.LinkEvent
 	describe    func(broker.PFView, *pb.PF)
-	readOnly    string // why nothing may be changed; "": it may
+	close       func() error // ends what hypervisors do in the background
+	readOnly    string       // why nothing may be changed; "": it may
 }
 
 // openHost opens the host whose file tree is at root. It may load a module, so
@@ -40,7 +41,7 @@ func openHost(ctx context.Context, root string, c *config, log *slog.Logger) (ho
 	if !sysfs.IsHost(fs) {
 		why := fmt.Sprintf("%s is a fixture and not this host, on which nothing is changed", root)
 		log.Warn("serving a fixture", "root", root)
-		return host{fs: readOnly{fs, why}, attributes: noAttributes{why}, describe: func(broker.PFView, *pb.PF) {}, readOnly: why}, nil
+		return host{fs: readOnly{fs, why}, attributes: noAttributes{why}, describe: func(broker.PFView, *pb.PF) {}, close: nothing, readOnly: why}, nil
 	}
 	attributes, err := sriov.NewNetlink()
 	if err != nil {
@@ -54,7 +55,7 @@ func openHost(ctx context.Context, root string, c *config, log *slog.Logger) (ho
 	if err != nil {
 		return host{}, fmt.Errorf("open host: %w", err)
 	}
-	hypervisors, err := openHypervisors(ctx, fs, c, log)
+	hypervisors, end, err := openHypervisors(ctx, fs, c, log)
 	if err != nil {
 		return host{}, fmt.Errorf("open host: %w", err)
 	}
@@ -65,8 +66,11 @@ func openHost(ctx context.Context, root string, c *config, log *slog.Logger) (ho
 		uevents:     uevents,
 		links:       links,
 		describe:    describer{fs, log}.describe,
+		close:       end,
 	}, nil
 }
+
+func nothing() error { return nil }
 
 // xenstored is where the control domain reaches xenstored (docs/misc/xenstore.txt); with a
 // xenstored in a domain of its own there is only the kernel's device.
@@ -74,21 +78,27 @@ const xenstored, xenbus = "/run/xenstored/socket", "/dev/xen/xenbus"
 
 // openHypervisors opens what the host serves: Xen's guests if it is Xen's control domain, which has no
 // KVM and no VFIO, else KVM's.
-func openHypervisors(ctx context.Context, fs sysfs.FS, c *config, log *slog.Logger) (map[broker.Target]broker.Hypervisor, error) {
+func openHypervisors(ctx context.Context, fs sysfs.FS, c *config, log *slog.Logger) (hvs map[broker.Target]broker.Hypervisor, end func() error, err error) {
 	dom0, err := xen.IsDom0(fs)
 	if err != nil {
-		return nil, fmt.Errorf("find out whether it is Xen's control domain: %w", err)
+		return nil, nil, fmt.Errorf("find out whether it is Xen's control domain: %w", err)
 	}
 	if !dom0 {
 		load(ctx, fs, iommu.VFIO, "vfio-pci", log)
-		return map[broker.Target]broker.Hypervisor{broker.KVM: kvm.New(fs, c.guest, log)}, nil
+		return map[broker.Target]broker.Hypervisor{broker.KVM: kvm.New(fs, c.guest, log)}, nothing, nil
 	}
 	load(ctx, fs, iommu.Pciback, "xen-pciback", log)
 	dial := xenstore.Socket(xenstored)
 	if there, err := sysfs.Exists(fs, xenstored); err == nil && !there {
 		dial = xenstore.Device(xenbus)
 	}
-	return map[broker.Target]broker.Hypervisor{broker.Xen: xen.New(fs, xen.Toolstack(), xenstore.New(dial), c.guest, log)}, nil
+	store := xenstore.New(dial)
+	hv := xen.New(fs, xen.Toolstack(), store, c.guest, log)
+	end = func() error {
+		hv.Close()
+		return store.Close()
+	}
+	return map[broker.Target]broker.Hypervisor{broker.Xen: hv}, end, nil
 }
 
 // load loads a driver where it is a module that nobody has loaded yet.

@@ -48,6 +48,7 @@ func serve(ctx context.Context, c config, root string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	ends = []closer{{"hypervisors", h.close}, ends[0]}
 	b, err := broker.Open(ctx, broker.Options{
 		FS: h.fs, Attributes: h.attributes, Store: store, Hypervisors: h.hypervisors, Guests: c.guest, ListGuests: c.listGuests,
 		Policy: c.policy(), Uevents: h.uevents, Links: h.links, Log: log, OnStep: m.onStep,
@@ -55,7 +56,7 @@ func serve(ctx context.Context, c config, root string, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("start broker: %w", err)
 	}
-	ends = []closer{{"broker's work on functions", func() error { b.Close(); return nil }}, {"journal", store.Close}}
+	ends = append([]closer{{"broker's work on functions", func() error { b.Close(); return nil }}}, ends...)
 	m.broker.Store(b)
 	sockets, err := given.complete(c)
 	if err != nil {

@@ -177,7 +177,7 @@ func (x *Xen) Fail(command string, times int) {
 func (x *Xen) NoIOMMU() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.xenInfo = infoWithoutIOMMU
+	x.xenInfo = infoWithoutIOMMU()
 }
 
 // Runs are the commands that xl was run with, the looks left out.
