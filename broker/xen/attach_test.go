@@ -162,6 +162,55 @@ func TestAttachRefused(t *testing.T) {
 	}
 }
 
+// TestNoContext refuses a guest that Xen has no IOMMU context for, before libxl gives it access.
+func TestNoContext(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{xenfake.PV, xenfake.HVM} {
+		virtual(t, kind, func(t *testing.T, x *xenfake.Xen) {
+			x.Kill(t)
+			x.Plain()
+			x.Start(t)
+			f := x.VFs[0]
+			g := x.Guest(t.Context(), t, f)
+			_, err := x.HV.Attach(t.Context(), g, f, lease)
+			refused(t, "attach", err, broker.ErrUnsupported, "g1", `set passthrough="enabled" in the guest's xl file`)
+			if x.Access(f.Addr) {
+				t.Error("the guest has access to the function's memory")
+			}
+			synctest.Wait()
+			if err := x.HV.Prepare(t.Context(), f, found); err != nil {
+				t.Errorf("restore: %v", err)
+			}
+		})
+	}
+}
+
+// TestAssignFails has libxl fail in the middle of an attach, which leaves the guest access to the
+// function's memory: nobody gets it before the guest has ended.
+func TestAssignFails(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{xenfake.PV, xenfake.HVM} {
+		virtual(t, kind, func(t *testing.T, x *xenfake.Xen) {
+			f, slot := x.VFs[0], broker.SlotOf(lease)
+			events := x.HV.Events(t.Context())
+			g := x.Guest(t.Context(), t, f)
+			x.Fail("assign", 1)
+			_, err := x.HV.Attach(t.Context(), g, f, lease)
+			refused(t, "attach", err, broker.ErrUnavailable, "g1", "xc_assign_device failed: Device or resource busy", "restart the guest")
+			if !x.Access(f.Addr) {
+				t.Fatal("the scripted libxl is better than the real one")
+			}
+			holds(t, x, g, map[broker.Slot]pci.Addr{slot: f.Addr})
+			refused(t, "restore", x.HV.Prepare(t.Context(), f, found), broker.ErrUnavailable, "domain 1")
+			x.Kill(t)
+			expect(t, events, broker.Event{Kind: broker.EventGuestGone, Guest: "g1"})
+			if err := x.HV.Prepare(t.Context(), f, found); err != nil {
+				t.Errorf("restore after the guest's end: %v", err)
+			}
+		})
+	}
+}
+
 // TestAttachElsewhere names the domain that has the function.
 func TestAttachElsewhere(t *testing.T) {
 	t.Parallel()

@@ -3,6 +3,7 @@ package xen
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -23,7 +24,7 @@ type Runner func(ctx context.Context, args ...string) ([]byte, error)
 type ToolError struct {
 	Args   []string
 	Code   int    // exit status
-	Stderr string // the first error that it printed, which is the cause of the others
+	Stderr string // the errors that it printed, in one line
 }
 
 func (e *ToolError) Error() string {
@@ -87,9 +88,10 @@ func (b *bounded) Write(p []byte) (int, error) {
 // ReadFrom hides the buffer's own, which knows no bound.
 func (b *bounded) ReadFrom(r io.Reader) (int64, error) { return io.Copy(struct{ io.Writer }{b}, r) }
 
-// cause is the first error that libxl printed, without the place in its source; else the last line.
-// The lines are "libxl: error: libxl_pci.c:1484:libxl__device_pci_add: Domain 3:…" (xtl_logger_stdio.c).
+// cause is the errors that libxl printed, the cause first, without their places in its source; else the
+// last line. The lines are "libxl: error: libxl_pci.c:1484:libxl__device_pci_add: Domain 3:…" (xtl_logger_stdio.c).
 func cause(stderr string) string {
+	var errs []string
 	last := "it printed no error"
 	for line := range strings.Lines(stderr) {
 		line = strings.TrimSpace(line)
@@ -104,14 +106,17 @@ func cause(stderr string) string {
 		if place, rest, ok := strings.Cut(text, ": "); ok && strings.Contains(place, ".c:") {
 			text = rest
 		}
-		return printable(text)
+		errs = append(errs, text)
 	}
-	return printable(last)
+	if len(errs) == 0 {
+		return printable(last)
+	}
+	return printable(strings.Join(errs, "; "))
 }
 
 // printable is a line that is fit for an error.
 func printable(s string) string {
-	const most = 300
+	const most = 500 // bytes
 	s = strings.Map(func(r rune) rune {
 		if !strconv.IsPrint(r) {
 			return ' '
@@ -119,7 +124,7 @@ func printable(s string) string {
 		return r
 	}, s)
 	if len(s) > most {
-		s = s[:most] + "…"
+		s = strings.ToValidUTF8(s[:most], "") + "…"
 	}
 	return s
 }
@@ -173,6 +178,29 @@ func parseList(out []byte) ([]row, error) {
 		return nil, errors.New("parse xl list: it lists no domain, not even this one")
 	}
 	return rows, nil
+}
+
+// passesThrough reads what xl list -l prints of a domain: whether its configuration has Xen give it an
+// IOMMU context, without which it can have no function. It has one if that says so, or if it was
+// started with functions (libxl__domain_config_setdefault in libxl_create.c). Functions that it was
+// started with and has no more are not in it.
+func passesThrough(out []byte) (bool, error) {
+	var domains []struct {
+		Config *struct {
+			Info struct {
+				Passthrough string `json:"passthrough"` // libxl_passthrough in libxl_types.idl; the default is left out
+			} `json:"c_info"`
+			Functions []json.RawMessage `json:"pcidevs"`
+		} `json:"config"`
+	}
+	if err := json.Unmarshal(out, &domains); err != nil {
+		return false, fmt.Errorf("parse xl list -l: %w", err)
+	}
+	if len(domains) != 1 || domains[0].Config == nil {
+		return false, fmt.Errorf("parse xl list -l: it has the configuration of %d domains, want one", len(domains))
+	}
+	config := domains[0].Config
+	return slices.Contains([]string{"enabled", "sync_pt", "share_pt"}, config.Info.Passthrough) || len(config.Functions) > 0, nil
 }
 
 // parseVirtCaps takes what the machine can virtualise out of xl info. hvm_directio and pv_directio

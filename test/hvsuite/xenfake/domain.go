@@ -31,7 +31,7 @@ func (x *Xen) Start(t testing.TB) {
 	t.Helper()
 	x.mu.Lock()
 	x.last++
-	d := &domain{id: x.last, name: Domain, kind: x.kind, front: x.front,
+	d := &domain{id: x.last, name: Domain, kind: x.kind, front: x.front, context: !x.plain,
 		exported: map[pci.Addr]bool{}, seen: map[pci.Addr]bool{}, qemu: map[pci.Addr]bool{}}
 	x.mu.Unlock()
 	const vm = "/vm/6d3d0fc4-2f9e-4a1c-9f67-0d9c5a0f5f01"
@@ -166,7 +166,8 @@ func (x *Xen) Thaw() {
 	}
 }
 
-// Fail has an xl command fail a number of times before it does anything.
+// Fail has an xl command fail a number of times before it does anything; "assign" is the step of
+// pci-attach in which Xen assigns the function.
 func (x *Xen) Fail(command string, times int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -185,6 +186,21 @@ func (x *Xen) Runs() []string {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return slices.Clone(x.runs)
+}
+
+// Plain has guests that start from now on have no IOMMU context: their xl file has no passthrough="enabled".
+func (x *Xen) Plain() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.plain = true
+}
+
+// Access says whether Xen lets the guest at a function's memory.
+func (x *Xen) Access(addr pci.Addr) bool {
+	d := x.guest()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.access[addr][d.id]
 }
 
 // Owner is the domain that Xen has a function for: 0 the control domain, -1 quarantine.

@@ -59,7 +59,9 @@ type Xen struct {
 	failing map[string]int   // how often each of xl's commands is yet to fail, before it does anything
 	front   frontend         // of guests that start from now on
 
-	settling bool // somebody does what domains have to do
+	plain    bool                      // guests that start from now on have no IOMMU context
+	access   map[pci.Addr]map[int]bool // which guests Xen lets at a function's memory
+	settling bool                      // somebody does what domains have to do
 }
 
 // domain is a guest.
@@ -67,6 +69,7 @@ type domain struct {
 	id                  int
 	name, kind          string
 	paused, down, dying bool
+	context             bool // of the IOMMU
 	front               frontend
 	exported            map[pci.Addr]bool // by pciback; of who settles
 	seen                map[pci.Addr]bool // by the guest
@@ -93,6 +96,7 @@ func New(t testing.TB, kind string) *Xen {
 	x := &Xen{
 		Host: fakehost.New(t, "igb-pair"), Store: xsfake.New(t), ID: "g1", t: t, kind: kind, xenInfo: info,
 		domains: map[int]*domain{}, owner: map[pci.Addr]int{}, hung: make(chan struct{}), failing: map[string]int{},
+		access: map[pci.Addr]map[int]bool{},
 	}
 	close(x.hung)
 	pf := pci.Addr{Bus: 1}

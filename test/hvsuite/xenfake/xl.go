@@ -44,9 +44,8 @@ func (x *Xen) run(ctx context.Context, args []string) (string, error) {
 	if err := x.gate(ctx); err != nil {
 		return "", err
 	}
+	fails := x.fails(args[0])
 	x.mu.Lock()
-	fails := x.failing[args[0]] > 0
-	x.failing[args[0]]--
 	info := x.xenInfo
 	if args[0] != "list" && args[0] != "info" {
 		x.runs = append(x.runs, strings.Join(args, " "))
@@ -61,6 +60,9 @@ func (x *Xen) run(ctx context.Context, args []string) (string, error) {
 	}
 	switch args[0] {
 	case "list":
+		if len(args) > 1 {
+			return x.describe(args[2]), nil
+		}
 		return x.list(), nil
 	case "info":
 		return info, nil
@@ -85,6 +87,24 @@ func (x *Xen) run(ctx context.Context, args []string) (string, error) {
 	}
 	x.t.Errorf("xl %q: it is not scripted", args)
 	return "", failure("unknown command")
+}
+
+// fails says whether the test wants something to fail now.
+func (x *Xen) fails(what string) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.failing[what]--
+	return x.failing[what] >= 0
+}
+
+// permit lets a guest at a function's memory, or no longer (XEN_DOMCTL_iomem_permission).
+func (x *Xen) permit(d *domain, addr pci.Addr, yes bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.access[addr] == nil {
+		x.access[addr] = map[int]bool{}
+	}
+	x.access[addr][d.id] = yes
 }
 
 func (x *Xen) addr(text string) pci.Addr {
@@ -133,6 +153,19 @@ func (x *Xen) list() string {
 	return text
 }
 
+// describe is xl list -l of one domain, shortened.
+func (x *Xen) describe(id string) string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	passthrough := ""
+	for _, d := range x.domains {
+		if strconv.Itoa(d.id) == id && d.context {
+			passthrough = `"passthrough": "enabled",`
+		}
+	}
+	return fmt.Sprintf(`[ { "domid": %s, "config": { "c_info": { "type": "pv", %s "name": "%s" }, "b_info": { "max_vcpus": 1 } } } ]`, id, passthrough, Domain)
+}
+
 func (x *Xen) isPciback(addr pci.Addr) bool {
 	driver, _, err := iommu.Driver(x.Host, addr)
 	return err == nil && driver == iommu.Pciback
@@ -152,6 +185,7 @@ func (x *Xen) assign(addr pci.Addr, id int) bool {
 
 // deassign has Xen take a function from a guest: it goes to quarantine, after a reset by the kernel.
 func (x *Xen) deassign(d *domain, addr pci.Addr) {
+	x.permit(d, addr, false)
 	_ = x.Host.Behind().Write(addr.Dir()+"/reset", "1")
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -217,6 +251,9 @@ func (x *Xen) attach(ctx context.Context, d *domain, addr pci.Addr) error {
 	x.mu.Lock()
 	owner := x.owner[addr]
 	x.mu.Unlock()
+	if d.kind == HVM && !d.context {
+		return failure(fmt.Sprintf("Domain %d:PCI device %s cannot be assigned - no IOMMU?", d.id, addr))
+	}
 	if d.kind == HVM && owner != dom0 && owner != domIO {
 		return failure(fmt.Sprintf("Domain %d:PCI device %s already assigned to a different guest?", d.id, addr))
 	}
@@ -244,8 +281,12 @@ func (x *Xen) give(ctx context.Context, d *domain, addr pci.Addr) error {
 	if err := x.gate(ctx); err != nil {
 		return err
 	}
-	if !x.assign(addr, d.id) {
-		return failure(fmt.Sprintf("Domain %d:xc_assign_device failed", d.id))
+	x.permit(d, addr, true)
+	if !d.context {
+		return failure(fmt.Sprintf("Domain %d:xc_assign_device failed: Operation not supported", d.id))
+	}
+	if x.fails("assign") || !x.assign(addr, d.id) {
+		return failure(fmt.Sprintf("Domain %d:xc_assign_device failed: Device or resource busy", d.id))
 	}
 	dir := backendPath(d.id)
 	text, err := x.tools.Read(ctx, dir+"/num_devs")
