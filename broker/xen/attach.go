@@ -319,7 +319,10 @@ func (h *Hypervisor) Attached(ctx context.Context, g broker.Guest) ([]broker.Att
 		slots, turn := h.tracked(l)
 		list, missing, err := h.attached(ctx, d)
 		if err == nil {
-			err = h.checkGone(ctx, l, slots, missing)
+			err = h.checkGone(ctx, l, slots, list, missing)
+		}
+		if err == nil {
+			_, err = h.running(ctx, g) // its notes go with it
 		}
 		if err != nil {
 			return nil, h.explain(ctx, g.ID, err)
@@ -386,20 +389,24 @@ func (h *Hypervisor) attached(ctx context.Context, d domain) (list []broker.Atta
 	return list, missing, nil
 }
 
-// checkGone makes sure that a domain that does not hold what was noted has let go of it, and is not
-// about to end: libxl takes a domain's functions before it takes the domain. What is tracked the guard forgets.
-func (h *Hypervisor) checkGone(ctx context.Context, l *line, slots map[broker.Slot]slotState, missing []broker.Slot) error {
+// checkGone makes sure that a domain that does not hold what was noted or known has let go of it, and
+// is not about to end: libxl takes a domain's functions before it takes the domain. What is known the guard forgets.
+func (h *Hypervisor) checkGone(ctx context.Context, l *line, slots map[broker.Slot]slotState, list []broker.Attachment, missing []broker.Slot) error {
+	var left []broker.Slot
+	for slot, state := range slots {
+		if !state.busy() && !slices.ContainsFunc(list, func(a broker.Attachment) bool { return a.Addr == state.addr }) {
+			left = append(left, slot)
+		}
+	}
+	missing = slices.DeleteFunc(missing, func(slot broker.Slot) bool { _, known := slots[slot]; return known })
+	if len(left)+len(missing) == 0 {
+		return nil
+	}
+	if err := h.plainlyRuns(ctx, l.d); err != nil {
+		return err
+	}
 	for _, slot := range missing {
-		state, known := slots[slot]
-		if state.busy() {
-			continue
-		}
-		if err := h.plainlyRuns(ctx, l.d); err != nil {
-			return err
-		}
-		if !known {
-			h.forget(l, slot)
-		}
+		h.forget(l, slot)
 	}
 	return nil
 }

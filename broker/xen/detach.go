@@ -93,24 +93,35 @@ func (h *Hypervisor) unplug(ctx context.Context, l *line, addr pci.Addr) error {
 	if !d.leaving() {
 		toolErr := h.change(ctx, "pci-detach", strconv.Itoa(l.d.id), addr.String())
 		b, err := h.backend(ctx, l.d.id)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if b.find(addr) == nil {
-			return nil
-		}
-		if l.d.kind == hvm {
+		case b.find(addr) == nil:
+			return h.unmark(ctx, l.d.id, addr)
+		case l.d.kind == hvm:
 			return h.reap(ctx, l, addr, toolErr)
-		}
-		if toolErr != nil {
+		case toolErr != nil && !b.find(addr).leaving():
 			return fmt.Errorf("detach %s from %s: %w", addr, l.d, toolErr)
 		}
 	}
 	err = h.await(ctx, backendPath(l.d.id), func() (bool, error) { return h.finish(ctx, l.d.id, addr) })
-	if ctx.Err() != nil && h.ctx.Err() == nil {
+	switch {
+	case err == nil:
+		return h.unmark(ctx, l.d.id, addr)
+	case ctx.Err() != nil && h.ctx.Err() == nil:
 		return fmt.Errorf("detach %s from %s: %w in %s", addr, l.d, errRefused, detachWait)
 	}
 	return err
+}
+
+// unmark takes libxl's mark from a function whose nodes are gone. An xl that was stopped has left
+// it there; the nodes go when all else has been taken back.
+func (h *Hypervisor) unmark(ctx context.Context, id int, addr pci.Addr) error {
+	marked, err := h.mark(ctx, addr)
+	if err != nil || marked != id {
+		return err
+	}
+	return h.store.Remove(ctx, markPath(addr))
 }
 
 // awaitAble waits until the guest can answer: it runs, and a PV guest's frontend is connected, or has
@@ -119,26 +130,43 @@ func (h *Hypervisor) unplug(ctx context.Context, l *line, addr pci.Addr) error {
 func (h *Hypervisor) awaitAble(ctx context.Context, l *line, addr pci.Addr) (*device, error) {
 	again := time.NewTicker(lookAgain)
 	defer again.Stop()
+	why := ""
 	for {
-		b, err := h.backend(ctx, l.d.id)
-		if err != nil {
-			return nil, err
-		}
-		d := b.find(addr)
-		if d == nil {
-			return nil, h.halfGiven(ctx, l, addr)
-		}
-		err = h.plainlyRuns(ctx, l.d)
-		able := l.d.kind == hvm || d.leaving() || b.state == connected && b.front == connected || b.silent() && len(b.devices) == 1
-		if err == nil && able || err != nil && !errors.Is(err, broker.ErrGuestNotReady) {
+		d, unable, err := h.able(ctx, l, addr)
+		switch {
+		case err != nil && ctx.Err() != nil && why != "":
+			unable = why
+		case err != nil || unable == "":
 			return d, err
 		}
+		why = unable
 		select {
 		case <-again.C:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("detach %s from %s: %w: it is paused, or its PCI frontend (state %q) is not connected", addr, l.d, errRefused, b.front)
+			return nil, fmt.Errorf("detach %s from %s: %w: %s", addr, l.d, errRefused, why)
 		}
 	}
+}
+
+// able looks at a function that is to be taken from a domain, and says why the domain cannot answer.
+func (h *Hypervisor) able(ctx context.Context, l *line, addr pci.Addr) (d *device, unable string, err error) {
+	b, err := h.backend(ctx, l.d.id)
+	if err != nil {
+		return nil, "", err
+	}
+	if d = b.find(addr); d == nil {
+		return nil, "", h.halfGiven(ctx, l, addr)
+	}
+	switch err := h.plainlyRuns(ctx, l.d); {
+	case errors.Is(err, broker.ErrGuestNotReady):
+		return d, "it is paused", nil
+	case err != nil:
+		return nil, "", err
+	}
+	if l.d.kind == hvm || d.leaving() || b.state == connected && b.front == connected || b.silent() && len(b.devices) == 1 {
+		return d, "", nil
+	}
+	return d, fmt.Sprintf("its PCI frontend is not connected (state %q)", b.front), nil
 }
 
 // halfGiven says that libxl has given a function to the domain that is on no bus of it: an xl was
@@ -169,7 +197,10 @@ func (h *Hypervisor) reap(ctx context.Context, l *line, addr pci.Addr, toolErr e
 	if err == nil && b.find(addr) != nil {
 		err = fmt.Errorf("detach %s from %s: xl has forced it and xenstore %s still has it", addr, l.d, backendPath(l.d.id))
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return h.unmark(ctx, l.d.id, addr)
 }
 
 // qemuHolds says whether an HVM domain's QEMU has a function plugged in. The id is libxl's

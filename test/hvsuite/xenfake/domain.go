@@ -37,7 +37,7 @@ func (x *Xen) Start(t testing.TB) {
 	const vm = "/vm/6d3d0fc4-2f9e-4a1c-9f67-0d9c5a0f5f01"
 	x.change(t, func(tx *xenstore.Tx) error {
 		for _, node := range [][2]string{
-			{domainPath(d.id) + "/vm", vm}, {domainPath(d.id) + "/name", d.name}, {domainPath(d.id) + "/device", ""},
+			{domainPath(d.id) + "/vm", vm}, {domainPath(d.id) + "/name", d.name}, {domainPath(d.id) + "/device/suspend/event-channel", ""},
 			{libxlPath(d.id) + "/type", d.kind}, {libxlPath(d.id) + "/device", ""},
 			{vm + "/name", d.name}, {vm + "/start_time", fmt.Sprintf("%d.25", 1700000000+d.id)},
 		} {
