@@ -211,3 +211,23 @@ func TestGiveNode(t *testing.T) {
 		t.Errorf("refused: %v", err)
 	}
 }
+
+// TestSetPciback hands a function to pciback, whose module has another name than it has.
+func TestSetPciback(t *testing.T) {
+	t.Parallel()
+	host, vf := igbVF(t)
+	err := iommu.Bind(t.Context(), host, vf, iommu.Pciback)
+	if err == nil || !strings.Contains(err.Error(), "modprobe xen-pciback") {
+		t.Errorf("bind to a driver that is not loaded: %v", err)
+	}
+	host.Xen()
+	for _, to := range []string{"pciback/pciback", "igbvf/"} {
+		driver, override, _ := strings.Cut(to, "/")
+		if err := iommu.Set(t.Context(), host, vf, driver, override); err != nil {
+			t.Fatal(err)
+		}
+		if got := state(t, host, vf); got != to {
+			t.Errorf("driver and override are %s, want %s", got, to)
+		}
+	}
+}

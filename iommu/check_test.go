@@ -141,3 +141,58 @@ func TestMembers(t *testing.T) {
 		t.Errorf("group without an IOMMU: %d, %v", group, err)
 	}
 }
+
+// TestCheckTopology looks at hosts whose kernel has no IOMMU groups, as Xen's control domain.
+func TestCheckTopology(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name, host, addr string
+		spoil            func(h *fakehost.Host)
+		blockers         []string // in the text; none: isolated
+		other            error    // cannot be found out
+	}{
+		{name: "ports with ACS", host: "cx6-pair", addr: "0000:3b:00.2"},
+		{name: "5-digit domain", host: "vmd-domain", addr: "10000:01:10.0"},
+		{name: "no ACS", host: "no-acs", addr: "0000:03:10.0", blockers: []string{"0000:00:02.0 has no access control services", "use a slot below a port with access control services"}},
+		{
+			name: "the port cannot be asked", host: "cx6-pair", addr: "0000:3b:00.2",
+			spoil:    func(h *fakehost.Host) { h.FailOn("/sys/bus/pci/devices/0000:3a:00.0/config", syscall.EACCES) },
+			blockers: []string{"0000:3a:00.0 cannot be asked for access control services", "permission denied"},
+		},
+		{
+			name: "the function cannot be asked", host: "cx6-pair", addr: "0000:3b:00.2",
+			spoil:    func(h *fakehost.Host) { h.FailOn("/sys/bus/pci/devices/0000:3b:00.2/config", syscall.EIO) },
+			blockers: []string{"0000:3b:00.2 cannot be asked for access control services"},
+		},
+		{name: "not there", host: "cx6-pair", addr: "0000:3b:1f.7", other: fs.ErrNotExist},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			host := fakehost.New(t, tt.host)
+			host.NoIOMMU()
+			if tt.spoil != nil {
+				tt.spoil(host)
+			}
+			err := iommu.CheckTopology(host, addr(t, tt.addr))
+			var shared *iommu.NotIsolatedError
+			switch {
+			case tt.other != nil:
+				if !errors.Is(err, tt.other) || errors.As(err, &shared) {
+					t.Errorf("got %v, want %v", err, tt.other)
+				}
+			case len(tt.blockers) == 0:
+				if err != nil {
+					t.Errorf("got %v, want isolated", err)
+				}
+			case !errors.As(err, &shared) || shared.Addr != addr(t, tt.addr):
+				t.Errorf("got %v, want a NotIsolatedError of %s", err, tt.addr)
+			default:
+				for _, text := range tt.blockers {
+					if !strings.Contains(err.Error(), text) {
+						t.Errorf("%q does not say %q", err, text)
+					}
+				}
+			}
+		})
+	}
+}

@@ -75,15 +75,17 @@ func (h *Hypervisor) lineOf(ctx context.Context, g broker.Guest, f broker.Functi
 }
 
 // plug attaches a function unless the slot holds it already. It has the turn.
-func (h *Hypervisor) plug(ctx context.Context, l *line, addr pci.Addr, slot broker.Slot) error {
+func (h *Hypervisor) plug(ctx context.Context, l *line, addr pci.Addr, slot broker.Slot) (err error) {
 	held, err := h.holds(ctx, l, addr, slot)
 	if err != nil {
 		return err
 	}
 	h.attaching(l, slot, addr)
-	defer h.idle(l, slot, func(s *slotState) { s.attaching = false })
+	defer func() {
+		h.idle(l, slot, func(s *slotState) { s.attaching, s.taken = false, s.taken || err != nil })
+	}()
 	if !held {
-		if err := h.add(ctx, l, addr, slot); err != nil {
+		if err = h.add(ctx, l, addr, slot); err != nil {
 			return err
 		}
 	}
@@ -231,7 +233,7 @@ func (h *Hypervisor) checkContext(ctx context.Context, l *line, addr pci.Addr) e
 func (h *Hypervisor) awaitBus(ctx context.Context, l *line, addr pci.Addr) error {
 	front, cancel := context.WithTimeout(ctx, frontWait)
 	defer cancel()
-	err := h.await(front, backendPath(l.d.id), func() (bool, error) {
+	err := h.await(front, l, func() (bool, error) {
 		b, err := h.backend(front, l.d.id)
 		return b.state == "" || b.state == connected, err
 	})
@@ -245,7 +247,7 @@ func (h *Hypervisor) awaitBus(ctx context.Context, l *line, addr pci.Addr) error
 func (h *Hypervisor) awaitReady(ctx context.Context, l *line, addr pci.Addr) error {
 	front, cancel := context.WithTimeout(ctx, frontWait)
 	defer cancel()
-	err := h.await(front, backendPath(l.d.id), func() (bool, error) {
+	err := h.await(front, l, func() (bool, error) {
 		b, err := h.backend(front, l.d.id)
 		if err != nil {
 			return false, err
@@ -285,25 +287,32 @@ func (h *Hypervisor) lost(ctx context.Context, l *line, addr pci.Addr) error {
 	return fmt.Errorf("attach %s to %s: %w: it was detached by somebody else", addr, l.d, broker.ErrUnavailable)
 }
 
-// await looks at once, and after each change at or below a path, until cond is true. A look that
-// fails for want of xenstored is made anew when it is back.
-func (h *Hypervisor) await(ctx context.Context, path string, cond func() (bool, error)) error {
+// await looks at once, and after each change of a domain's bus, until cond is true. A look that
+// fails for want of xenstored is made anew when it is back. ErrNotFound: the domain has ended.
+func (h *Hypervisor) await(ctx context.Context, l *line, cond func() (bool, error)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	changes, err := h.store.Watch(ctx, path)
+	changes, err := h.store.Watch(ctx, backendPath(l.d.id))
 	if err != nil {
 		return err
 	}
-	for range changes {
+	for {
+		select {
+		case _, open := <-changes:
+			if !open && ctx.Err() == nil {
+				return errClosed
+			}
+			if !open {
+				return fmt.Errorf("wait for %s: %w", l.d, context.Cause(ctx))
+			}
+		case <-l.over:
+			return fmt.Errorf("%s: %w: it has ended", l.d, broker.ErrNotFound)
+		}
 		ok, err := cond()
 		if ok || err != nil && !lostConnection(err) {
 			return err
 		}
 	}
-	if ctx.Err() == nil {
-		return errClosed
-	}
-	return fmt.Errorf("wait for a change of xenstore %s: %w", path, context.Cause(ctx))
 }
 
 // Attached lists the functions that the guest holds, and those that the toolstack has not yet
@@ -392,18 +401,22 @@ func (h *Hypervisor) attached(ctx context.Context, d domain) (list []broker.Atta
 // checkGone makes sure that a domain that does not hold what was noted or known has let go of it, and
 // is not about to end: libxl takes a domain's functions before it takes the domain. What is known the guard forgets.
 func (h *Hypervisor) checkGone(ctx context.Context, l *line, slots map[broker.Slot]slotState, list []broker.Attachment, missing []broker.Slot) error {
-	var left []broker.Slot
-	for slot, state := range slots {
+	left, lost := 0, false
+	for _, state := range slots {
 		if !state.busy() && !slices.ContainsFunc(list, func(a broker.Attachment) bool { return a.Addr == state.addr }) {
-			left = append(left, slot)
+			left++
+			lost = lost || !state.taken && (state.missed.IsZero() || time.Since(state.missed) < endWait)
 		}
 	}
 	missing = slices.DeleteFunc(missing, func(slot broker.Slot) bool { _, known := slots[slot]; return known })
-	if len(left)+len(missing) == 0 {
+	if left+len(missing) == 0 {
 		return nil
 	}
 	if err := h.plainlyRuns(ctx, l.d); err != nil {
 		return err
+	}
+	if lost {
+		return fmt.Errorf("%s: %w: it has just lost a function, as a domain does that is being destroyed", l.d, broker.ErrGuestNotReady)
 	}
 	for _, slot := range missing {
 		h.forget(l, slot)

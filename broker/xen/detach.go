@@ -24,6 +24,10 @@ const (
 // errRefused says that the guest still holds a function that it was to let go.
 var errRefused = errors.New("the guest does not let go of it")
 
+// errElsewhere says that a function is gone, and that it was somebody else who took it: the domain
+// may be about to end.
+var errElsewhere = errors.New("somebody else has taken it")
+
 // errClosed says that the hypervisor's connection to xenstore was closed for good.
 var errClosed = errors.New("the connection to xenstore was closed")
 
@@ -71,8 +75,8 @@ func (h *Hypervisor) detach(l *line, slot broker.Slot, addr pci.Addr) {
 		err = h.unplug(ctx, l, addr)
 		giveBack()
 	}
-	h.idle(l, slot, func(s *slotState) { s.detaching = false }) // and the guard tells when it is gone
-	if err == nil || errors.Is(err, broker.ErrNotFound) || h.ctx.Err() != nil {
+	h.idle(l, slot, func(s *slotState) { s.detaching, s.taken = false, err == nil }) // and the guard tells when it is gone
+	if err == nil || errors.Is(err, errElsewhere) || errors.Is(err, broker.ErrNotFound) || h.ctx.Err() != nil {
 		return
 	}
 	h.log.Warn("detach", "guest", l.d.guest, "domain", l.d.id, "function", addr.String(), "err", err)
@@ -96,6 +100,8 @@ func (h *Hypervisor) unplug(ctx context.Context, l *line, addr pci.Addr) error {
 		switch {
 		case err != nil:
 			return err
+		case b.find(addr) == nil && toolErr != nil:
+			return errElsewhere
 		case b.find(addr) == nil:
 			return h.unmark(ctx, l.d.id, addr)
 		case l.d.kind == hvm:
@@ -104,11 +110,11 @@ func (h *Hypervisor) unplug(ctx context.Context, l *line, addr pci.Addr) error {
 			return fmt.Errorf("detach %s from %s: %w", addr, l.d, toolErr)
 		}
 	}
-	err = h.await(ctx, backendPath(l.d.id), func() (bool, error) { return h.finish(ctx, l.d.id, addr) })
+	err = h.await(ctx, l, func() (bool, error) { return h.finish(ctx, l.d.id, addr) })
 	switch {
 	case err == nil:
 		return h.unmark(ctx, l.d.id, addr)
-	case ctx.Err() != nil && h.ctx.Err() == nil:
+	case ctx.Err() != nil && h.ctx.Err() == nil && !errors.Is(err, broker.ErrNotFound):
 		return fmt.Errorf("detach %s from %s: %w in %s", addr, l.d, errRefused, detachWait)
 	}
 	return err

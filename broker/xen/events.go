@@ -9,8 +9,13 @@ import (
 	"vfbroker/broker"
 )
 
-// lookWait bounds a guard's look at its domain.
-const lookWait = 10 * time.Second
+const (
+	// lookWait bounds a guard's look at its domain.
+	lookWait = 10 * time.Second
+	// endWait is how long a domain that has lost a function, and not by us, may go on before that is
+	// believed: xl destroy takes one function after the other from a domain that runs, and pauses it then (libxl__destroy_domid).
+	endWait = 30 * time.Second
+)
 
 // watch is a domain's guard: it tells when the domain lets go of a slot, and when it ends, until it
 // holds no slot. Whoever took the function from it, it is seen in xenstore.
@@ -79,13 +84,17 @@ func (h *Hypervisor) look(ctx context.Context, l *line) (doubt bool, err error) 
 		case err != nil:
 			return false, err
 		}
+		if since := h.missing(l, slot); !state.taken && time.Since(since) < endWait {
+			doubt = true
+			continue
+		}
 		if !h.lose(l, slot, turn) {
 			return true, nil
 		}
 		h.events.Publish(broker.Event{Kind: broker.EventDetached, Guest: l.d.guest, Slot: slot})
 		h.forget(l, slot)
 	}
-	return false, nil
+	return doubt, nil
 }
 
 // forget takes the record of a slot away. One that stays is taken away by the next list.
@@ -102,6 +111,9 @@ func (h *Hypervisor) ended(l *line) {
 	h.mu.Lock()
 	known := len(l.slots) > 0
 	clear(l.slots)
+	if known {
+		close(l.over)
+	}
 	h.settle(l)
 	h.mu.Unlock()
 	if known {

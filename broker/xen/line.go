@@ -3,6 +3,7 @@ package xen
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"vfbroker/broker"
 	"vfbroker/sriov/pci"
@@ -14,6 +15,7 @@ type line struct {
 	d     domain
 	turn  chan struct{}              // capacity 1: held by who has the toolstack change the domain
 	poke  chan struct{}              // capacity 1: has the guard look
+	over  chan struct{}              // closed when the domain has ended
 	users int                        // at work; guarded by Hypervisor.mu
 	slots map[broker.Slot]*slotState // guarded by Hypervisor.mu, as what follows
 	turns uint64                     // how often the toolstack began or ended to work on a slot
@@ -23,7 +25,9 @@ type line struct {
 // slotState is a slot of ours that the domain holds, or is about to.
 type slotState struct {
 	addr                 pci.Addr
-	attaching, detaching bool // by the toolstack
+	attaching, detaching bool      // by the toolstack
+	taken                bool      // by us: when the domain does not have it, that is why
+	missed               time.Time // when it was first seen that the domain does not have it
 }
 
 // busy says that the toolstack works on a slot, or is about to: what is seen meanwhile is not the end.
@@ -35,7 +39,7 @@ func (h *Hypervisor) enter(d domain) *line {
 	defer h.mu.Unlock()
 	l := h.lines[d.incarnation]
 	if l == nil {
-		l = &line{d: d, turn: make(chan struct{}, 1), poke: make(chan struct{}, 1), slots: map[broker.Slot]*slotState{}}
+		l = &line{d: d, turn: make(chan struct{}, 1), poke: make(chan struct{}, 1), over: make(chan struct{}), slots: map[broker.Slot]*slotState{}}
 		h.lines[d.incarnation] = l
 	}
 	l.users++
@@ -100,7 +104,8 @@ func (h *Hypervisor) state(l *line, slot broker.Slot, addr pci.Addr) *slotState 
 func (h *Hypervisor) attaching(l *line, slot broker.Slot, addr pci.Addr) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.state(l, slot, addr).attaching = true
+	s := h.state(l, slot, addr)
+	s.attaching, s.taken, s.missed = true, false, time.Time{}
 	l.turns++
 }
 
@@ -130,6 +135,20 @@ func (h *Hypervisor) idle(l *line, slot broker.Slot, done func(*slotState)) {
 	case l.poke <- struct{}{}:
 	default:
 	}
+}
+
+// missing notes that a domain was seen not to hold a slot, and says since when.
+func (h *Hypervisor) missing(l *line, slot broker.Slot) time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := l.slots[slot]
+	if s == nil {
+		return time.Time{}
+	}
+	if s.missed.IsZero() {
+		s.missed = time.Now()
+	}
+	return s.missed
 }
 
 // tracked are the slots that are known of a domain, and at which turn that was. What was read of the

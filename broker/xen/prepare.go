@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"vfbroker/broker"
+	"vfbroker/guestshim/xenstore"
 	"vfbroker/iommu"
 	"vfbroker/sriov/pci"
 	"vfbroker/sriov/sysfs"
@@ -124,7 +125,14 @@ func (h *Hypervisor) holder(ctx context.Context, addr pci.Addr, besides broker.G
 		if err != nil {
 			return "", false, err
 		}
-		if b.find(addr) != nil {
+		if b.find(addr) == nil {
+			continue
+		}
+		gone, err := h.bury(ctx, id)
+		if err != nil {
+			return "", false, err
+		}
+		if !gone {
 			who, err := h.named(ctx, id, addr)
 			return who, false, err
 		}
@@ -142,6 +150,19 @@ func (h *Hypervisor) holder(ctx context.Context, addr pci.Addr, besides broker.G
 		return "", false, h.store.Remove(ctx, markPath(addr))
 	}
 	return "", false, err
+}
+
+// bury takes away the bus of a domain that has ended. libxl leaves it when the guest did not answer
+// in time, and then pciback keeps the functions.
+func (h *Hypervisor) bury(ctx context.Context, id int) (gone bool, err error) {
+	err = h.store.Update(ctx, func(tx *xenstore.Tx) error {
+		_, err := tx.Read(domainPath(id) + "/vm")
+		if gone = errors.Is(err, fs.ErrNotExist); !gone {
+			return err
+		}
+		return cleanUp(tx, backendPath(id))
+	})
+	return gone, err
 }
 
 // named is a domain in the words of an error.

@@ -4,15 +4,18 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"path"
 	"slices"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
 	"vfbroker/guestshim/xenstore"
 	"vfbroker/sriov/pci"
 )
+
+// uuid is the guest's, of its configuration.
+const uuid = "6d3d0fc4-2f9e-4a1c-9f67-0d9c5a0f5f01"
 
 // step is the time between two steps of the toolstack that others can see.
 const step = 50 * time.Millisecond
@@ -34,7 +37,7 @@ func (x *Xen) Start(t testing.TB) {
 	d := &domain{id: x.last, name: Domain, kind: x.kind, front: x.front, context: !x.plain,
 		exported: map[pci.Addr]bool{}, seen: map[pci.Addr]bool{}, qemu: map[pci.Addr]bool{}}
 	x.mu.Unlock()
-	const vm = "/vm/6d3d0fc4-2f9e-4a1c-9f67-0d9c5a0f5f01"
+	const vm = "/vm/" + uuid
 	x.change(t, func(tx *xenstore.Tx) error {
 		for _, node := range [][2]string{
 			{domainPath(d.id) + "/vm", vm}, {domainPath(d.id) + "/name", d.name}, {domainPath(d.id) + "/device/suspend/event-channel", ""},
@@ -53,35 +56,49 @@ func (x *Xen) Start(t testing.TB) {
 	x.Store.Fire("@introduceDomain")
 }
 
-// Kill is xl destroy of the guest: it is paused, its functions are taken from it by force, it is
-// taken from xenstore, and then it ends (libxl__destroy_domid, libxl__device_pci_destroy_all).
+// Kill is xl destroy of the guest: its functions are taken from it by force while it runs, it is
+// paused, taken from xenstore, and then it ends (libxl__destroy_domid). A bus of which a PV guest does not let go in time stays.
 func (x *Xen) Kill(t testing.TB) {
 	t.Helper()
 	d := x.guest()
 	x.mu.Lock()
-	d.paused = true
 	held := slices.Collect(maps.Keys(x.owner))
 	x.mu.Unlock()
-	time.Sleep(step)
+	var taken sync.WaitGroup
 	for _, addr := range held {
-		x.mu.Lock()
-		his := x.owner[addr] == d.id
-		delete(d.qemu, addr)
-		x.mu.Unlock()
-		if his {
-			x.deassign(d, addr)
+		if n, _ := x.find(d, addr); n < 0 {
+			continue
 		}
-		if marked, _ := x.Store.Get(mark(addr)); marked == strconv.Itoa(d.id) {
-			x.Store.Remove(mark(addr))
+		taken.Go(func() {
+			if err := x.detach(context.WithoutCancel(t.Context()), d, addr, true); err != nil {
+				t.Error(err)
+			}
+		})
+		if d.kind == PV { // libxl waits for each; for QEMU it waits for all at once
+			taken.Wait()
 		}
 	}
-	x.Store.Remove(path.Dir(backendPath(d.id)))
+	taken.Wait()
 	time.Sleep(step)
+	x.mu.Lock()
+	d.paused = true
+	x.mu.Unlock()
+	time.Sleep(step)
+	x.Store.Remove("/vm/" + uuid)
 	x.Store.Remove(domainPath(d.id))
 	x.Store.Remove(libxlPath(d.id))
+	if _, there := x.Store.Get(backendPath(d.id) + "/state"); there {
+		x.Store.Set(backendPath(d.id)+"/state", closed)
+	}
 	time.Sleep(step)
 	x.mu.Lock()
 	d.dying = true
+	for addr, owner := range x.owner { // Xen takes what libxl has not (pci_release_devices)
+		if owner == d.id {
+			x.owner[addr] = domIO
+			x.Host.Hold(addr, false)
+		}
+	}
 	x.mu.Unlock()
 	time.Sleep(step)
 	x.mu.Lock()

@@ -14,6 +14,7 @@ const (
 	initialised   = "3"
 	connected     = "4"
 	closing       = "5"
+	closed        = "6"
 	reconfiguring = "7"
 	reconfigured  = "8"
 )

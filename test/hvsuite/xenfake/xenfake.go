@@ -50,7 +50,9 @@ type Xen struct {
 	ours    *xenstore.Client // of HV
 	xenInfo string
 
-	mu      sync.Mutex
+	bus sync.Mutex // held by who changes an HVM guest's
+
+	mu      sync.Mutex // guards what follows
 	domains map[int]*domain
 	last    int              // domain id
 	owner   map[pci.Addr]int // whose Xen has a function for, dom0 if not here

@@ -436,7 +436,14 @@ func (x *Xen) removeNodes(ctx context.Context, d *domain, addr pci.Addr) error {
 			return err
 		}
 	}
+	if d.kind == HVM { // libxl does what follows in one go
+		x.bus.Lock()
+		defer x.bus.Unlock()
+	}
 	n, count := x.find(d, addr)
+	if n < 0 {
+		return failure("Couldn't find the device on xenstore")
+	}
 	err := x.tools.Update(ctx, func(tx *xenstore.Tx) error {
 		return errors.Join(tx.Write(fmt.Sprintf("%s/state-%d", dir, n), closing), tx.Write(dir+"/state", reconfiguring))
 	})
