@@ -138,15 +138,14 @@ func (c *Client) connect(a *attempt) {
 	}
 	c.conn, c.since = made, time.Now()
 	for token, path := range set {
-		if w := c.watches[token]; w != nil {
-			w.signal()
-		} else {
+		if c.watches[token] == nil { // it ended meanwhile
 			made.tidy(unwatch(path, token))
 		}
 	}
 }
 
-// open dials and sets the watches again. It returns their paths by token.
+// open dials and sets the watches again, whose channels are told by the event
+// that follows each. It returns their paths by token.
 func (c *Client) open(ctx context.Context) (*conn, map[string]string, error) {
 	c.mu.Lock()
 	last := c.last

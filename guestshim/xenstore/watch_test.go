@@ -201,7 +201,13 @@ func TestReconnects(t *testing.T) {
 		}
 		r.wantRead(ctx, "/a", "2")
 
+		time.Sleep(time.Minute)
 		r.store.Drop()
+		before, from = r.dialled(), time.Now()
+		time.Sleep(time.Second)
+		if first := r.dialledAt(before).Sub(from); first > 100*time.Millisecond {
+			t.Errorf("first attempt after %v, though the connection was a good one", first)
+		}
 		cancel()
 		if !over(ch) {
 			t.Error("a watch does not end while there is no connection")
