@@ -7,8 +7,8 @@ import (
 	"vfbroker/sriov/pci"
 )
 
-// Hypervisor attaches functions to guests. broker/kvm implements it over QMP;
-// every implementation passes test/hvsuite. All methods are safe for concurrent
+// Hypervisor attaches functions to guests. broker/kvm implements it over QMP,
+// broker/xen by xl and xenstore; every implementation passes test/hvsuite. All methods are safe for concurrent
 // use, and each names the guest or function in its errors.
 type Hypervisor interface {
 	// Capabilities says what the hypervisor offers on this host.

@@ -386,6 +386,40 @@ func TestHalfGiven(t *testing.T) {
 	})
 }
 
+// TestRestartedStore has xenstored start anew while the guest is waited for.
+func TestRestartedStore(t *testing.T) {
+	t.Parallel()
+	virtual(t, xenfake.PV, func(t *testing.T, x *xenfake.Xen) {
+		f := x.VFs[0]
+		g := x.Guest(t.Context(), t, f)
+		x.Front(xenfake.Holds)
+		done := make(chan error, 1)
+		go func() { _, err := x.HV.Attach(t.Context(), g, f, lease); done <- err }()
+		time.Sleep(5 * time.Second)
+		x.Store.Drop()
+		time.Sleep(5 * time.Second)
+		x.Store.Restart()
+		x.Front(xenfake.Answers)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		holds(t, x, g, map[broker.Slot]pci.Addr{broker.SlotOf(lease): f.Addr})
+	})
+}
+
+// TestDial refuses the shim, which has no channel.
+func TestDial(t *testing.T) {
+	t.Parallel()
+	virtual(t, xenfake.HVM, func(t *testing.T, x *xenfake.Xen) {
+		g := x.Guest(t.Context(), t)
+		_, err := x.HV.Dial(t.Context(), g)
+		refused(t, "dial a shim", err, broker.ErrUnsupported, "g1")
+		if c := x.HV.Capabilities(); c.Shim || c.Target != broker.Xen || c.Driver != "pciback" {
+			t.Errorf("capabilities %+v", c)
+		}
+	})
+}
+
 // TestXLLies has xl say that it failed when it did not.
 func TestXLLies(t *testing.T) {
 	t.Parallel()
