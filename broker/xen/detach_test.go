@@ -336,6 +336,46 @@ func TestEndIsNoDetach(t *testing.T) {
 	}
 }
 
+// TestLeftOverBus has a guest end in the middle of a detach: libxl leaves the bus, and pciback would
+// keep the functions. A daemon takes it away when it sees the guest end, and one that did not when it needs the functions.
+func TestLeftOverBus(t *testing.T) {
+	t.Parallel()
+	for _, sees := range []bool{true, false} {
+		virtual(t, xenfake.PV, func(t *testing.T, x *xenfake.Xen) {
+			f := x.VFs[0]
+			g := x.Guest(t.Context(), t, f, x.VFs[1])
+			slot := attach(t, x, g, f, x.VFs[1])[0]
+			x.Pause()
+			detach(t, x, g, slot)
+			if !sees {
+				x.HV.Close()
+			}
+			events := x.HV.Events(t.Context())
+			x.Kill(t)
+			if sees {
+				expect(t, events, broker.Event{Kind: broker.EventGuestGone, Guest: "g1"})
+				if got := nodes(x); got != nil {
+					t.Errorf("nodes %q are left", got)
+				}
+			} else if got := state(x, "state"); got != "6" {
+				t.Fatalf("bus in state %q, want the one that libxl leaves", got)
+			}
+			x.Renew(t)
+			for _, f := range x.VFs[:2] {
+				if err := x.HV.Prepare(t.Context(), f, found); err != nil {
+					t.Errorf("restore: %v", err)
+				}
+			}
+			if got := nodes(x); got != nil {
+				t.Errorf("nodes %q are left", got)
+			}
+			x.Start(t)
+			g = x.Guest(t.Context(), t, f)
+			attach(t, x, g, f)
+		})
+	}
+}
+
 // TestDetachHangs has xl, or xenstored, not answer in the middle.
 func TestDetachHangs(t *testing.T) {
 	t.Parallel()

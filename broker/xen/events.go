@@ -63,6 +63,9 @@ func (h *Hypervisor) look(ctx context.Context, l *line) (doubt bool, err error) 
 	defer cancel()
 	_, err = h.running(ctx, l.d.asGuest())
 	if errors.Is(err, broker.ErrNotFound) {
+		if _, err := h.bury(ctx, l.d.id); err != nil {
+			return false, err
+		}
 		h.ended(l)
 		return false, nil
 	}
