@@ -65,14 +65,27 @@ func (h *Hypervisor) iommuWorks(ctx context.Context) (bool, error) {
 	if known {
 		return true, nil
 	}
-	out, err := h.xl(ctx, "info")
+	caps, err := VirtCaps(ctx, h.xl)
 	if err != nil {
 		return false, err
 	}
-	caps, err := parseVirtCaps(out)
-	works := slices.Contains(caps, "hvm_directio") || slices.Contains(caps, "pv_directio")
+	works := DirectIO(caps)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.directIO = works
-	return works, err
+	return works, nil
+}
+
+// VirtCaps is what Xen can virtualise on this machine, as xl info has it (virt_caps).
+func VirtCaps(ctx context.Context, xl Runner) ([]string, error) {
+	out, err := xl(ctx, "info")
+	if err != nil {
+		return nil, err
+	}
+	return parseVirtCaps(out)
+}
+
+// DirectIO says whether capabilities of Xen tell of a working IOMMU.
+func DirectIO(caps []string) bool {
+	return slices.Contains(caps, "hvm_directio") || slices.Contains(caps, "pv_directio")
 }

@@ -37,7 +37,7 @@ func newDoctor(o *options) *cobra.Command {
 		Use:   "doctor",
 		Short: "say what this host can and cannot do, and why",
 		Long: `Looks at this host, without the daemon, and says what it can and cannot do: SR-IOV
-devices, IOMMU and isolation, drivers, KVM, RDMA; and whether the daemon answers. Nothing is changed. Each line
+devices, IOMMU and isolation, drivers, KVM or Xen, RDMA; and whether the daemon answers. Nothing is changed. Each line
 is ok, warn or fail, with the reason and the remedy. The exit code is 1 when one fails.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {

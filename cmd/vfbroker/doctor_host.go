@@ -10,6 +10,7 @@ import (
 
 	"vfbroker/broker"
 	pb "vfbroker/broker/brokerpb"
+	"vfbroker/broker/xen"
 	"vfbroker/sriov"
 	"vfbroker/sriov/sysfs"
 )
@@ -18,6 +19,7 @@ import (
 type doctor struct {
 	fs       sysfs.FS
 	onHost   bool // fs is this machine's tree, so netlink and libraries can be asked too
+	dom0     bool // of Xen
 	findings []finding
 }
 
@@ -33,15 +35,28 @@ func (d *doctor) look(ctx context.Context, o *options) {
 		d.privileges()
 	}
 	d.kernel()
+	var err error
+	if d.dom0, err = xen.IsDom0(d.fs); err != nil {
+		d.say(warn, "xen", "", err.Error(), "run as root")
+	}
+	if d.dom0 {
+		d.xen(ctx)
+	} else {
+		d.linux()
+	}
+	d.functions(ctx)
+	if d.onHost {
+		d.daemon(ctx, o)
+	}
+}
+
+// linux looks at a host whose own kernel owns the IOMMU and runs the guests.
+func (d *doctor) linux() {
 	d.iommu()
 	d.vfio()
 	d.kvm()
 	if d.onHost {
 		d.virtualisation()
-	}
-	d.functions(ctx)
-	if d.onHost {
-		d.daemon(ctx, o)
 	}
 }
 

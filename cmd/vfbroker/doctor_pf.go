@@ -67,8 +67,12 @@ func (d *doctor) report(v verdict, check string, pf sriov.PF, t tally, what, rem
 
 func (d *doctor) isolation(pf sriov.PF) {
 	var t tally
+	check := iommu.Check
+	if d.dom0 {
+		check = iommu.CheckTopology
+	}
 	for _, vf := range pf.VFs {
-		t.add(iommu.Check(d.fs, vf.Addr))
+		t.add(check(d.fs, vf.Addr))
 	}
 	d.report(fail, "isolation", pf, t, "isolated", "the broker refuses to lend them")
 }

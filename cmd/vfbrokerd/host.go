@@ -13,7 +13,6 @@ import (
 	pb "vfbroker/broker/brokerpb"
 	"vfbroker/broker/kvm"
 	"vfbroker/broker/xen"
-	"vfbroker/guestshim/xenstore"
 	"vfbroker/iommu"
 	"vfbroker/sriov"
 	"vfbroker/sriov/sysfs"
@@ -72,10 +71,6 @@ func openHost(ctx context.Context, root string, c *config, log *slog.Logger) (ho
 
 func nothing() error { return nil }
 
-// xenstored is where the control domain reaches xenstored (docs/misc/xenstore.txt); with a
-// xenstored in a domain of its own there is only the kernel's device.
-const xenstored, xenbus = "/run/xenstored/socket", "/dev/xen/xenbus"
-
 // openHypervisors opens what the host serves: Xen's guests if it is Xen's control domain, which has no
 // KVM and no VFIO, else KVM's.
 func openHypervisors(ctx context.Context, fs sysfs.FS, c *config, log *slog.Logger) (hvs map[broker.Target]broker.Hypervisor, end func() error, err error) {
@@ -88,11 +83,7 @@ func openHypervisors(ctx context.Context, fs sysfs.FS, c *config, log *slog.Logg
 		return map[broker.Target]broker.Hypervisor{broker.KVM: kvm.New(fs, c.guest, log)}, nothing, nil
 	}
 	load(ctx, fs, iommu.Pciback, "xen-pciback", log)
-	dial := xenstore.Socket(xenstored)
-	if there, err := sysfs.Exists(fs, xenstored); err == nil && !there {
-		dial = xenstore.Device(xenbus)
-	}
-	store := xenstore.New(dial)
+	store := xen.Store(fs)
 	hv := xen.New(fs, xen.Toolstack(), store, c.guest, log)
 	end = func() error {
 		hv.Close()
