@@ -97,7 +97,7 @@ func (c *Client) get(ctx context.Context) (*conn, error) {
 		c.mu.Unlock()
 		return nil, errClosed
 	}
-	if live := c.conn; live != nil {
+	if live := c.conn; live != nil && live.alive() { // a dead one may not have told yet
 		c.mu.Unlock()
 		return live, nil
 	}
