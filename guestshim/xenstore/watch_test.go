@@ -96,17 +96,18 @@ func TestRelativePaths(t *testing.T) {
 	in(t, func(ctx context.Context, r *rig) {
 		guest := xenstore.New(r.store.Guest(7))
 		defer guest.Close()
-		must(t, guest.Write(ctx, "device/pci/0/state", "1"))
-		r.wantRead(ctx, "/local/domain/7/device/pci/0/state", "1")
-		ch, err := guest.Watch(ctx, "device/pci")
+		r.store.Set("/local/domain/7/data", "")
+		must(t, guest.Write(ctx, "data/pci/0/state", "1"))
+		r.wantRead(ctx, "/local/domain/7/data/pci/0/state", "1")
+		ch, err := guest.Watch(ctx, "data/pci")
 		must(t, err)
 		for told(ch) {
 		}
-		r.store.Set("/local/domain/7/device/pci/0/state", "4")
+		r.store.Set("/local/domain/7/data/pci/0/state", "4")
 		if !told(ch) {
 			t.Error("not told of a change at a relative path")
 		}
-		r.store.Set("/local/domain/8/device/pci/0/state", "4")
+		r.store.Set("/local/domain/8/data/pci/0/state", "4")
 		if told(ch) {
 			t.Error("told of another guest's change")
 		}

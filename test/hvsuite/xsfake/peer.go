@@ -27,10 +27,17 @@ const (
 
 const maxPayload = 4096 // bytes; XENSTORE_PAYLOAD_MAX
 
+// What a guest may have, as xenstored's defaults are (hard_quotas in its core.c).
+const (
+	maxWatches      = 128
+	maxTransactions = 10 // open at a time
+	maxNode         = 2048
+)
+
 // peer is a connection. Its fields are guarded by Server.mu.
 type peer struct {
 	rw      io.ReadWriteCloser
-	base    string // of relative paths; "" for a socket
+	base    string // of relative paths, of a guest; "" for a socket
 	watches []watch
 	txs     map[uint32]*tx
 	out     [][]byte      // an empty message hangs up
@@ -226,6 +233,9 @@ type answer struct{ errno, payload string }
 func (s *Server) do(p *peer, r Request) (reply string, after []byte, errno string) {
 	switch r.kind {
 	case kindTxStart:
+		if p.base != "" && len(p.txs) == maxTransactions {
+			return "", nil, "ENOSPC"
+		}
 		s.lastTx++
 		p.txs[s.lastTx] = &tx{nodes: s.nodes.clone(), start: s.gen}
 		return strconv.Itoa(int(s.lastTx)) + "\x00", nil, ""
@@ -243,8 +253,36 @@ func (s *Server) do(p *peer, r Request) (reply string, after []byte, errno strin
 	if r.tx != 0 && t == nil {
 		return "", nil, "ENOENT"
 	}
+	if errno := s.forbids(p, t, at, r); errno != "" {
+		return "", nil, errno
+	}
 	reply, errno = s.onNode(t, at, r)
 	return reply, nil, errno
+}
+
+// forbids says why a guest may not make a change: it has nothing but the
+// directory data of its own, which the toolstack makes (libxl__domain_make in libxl_create.c).
+func (s *Server) forbids(p *peer, t *tx, at string, r Request) (errno string) {
+	if p.base == "" || r.looks() {
+		return ""
+	}
+	nodes := s.nodes
+	if t != nil {
+		nodes = t.nodes
+	}
+	data := p.base + "/data"
+	_, made := nodes[data]
+	switch {
+	case !made, !within(at, data), r.kind == kindRemove && at == data:
+		return "EACCES"
+	case r.kind == kindWrite && len(r.Value) > maxNode:
+		return "ENOSPC"
+	}
+	return ""
+}
+
+func (r Request) looks() bool {
+	return r.kind == kindRead || r.kind == kindDirectory || r.kind == kindDirectoryPart
 }
 
 // onNode is a request about one node, in a transaction if t is not nil.
@@ -256,9 +294,8 @@ func (s *Server) onNode(t *tx, at string, r Request) (reply, errno string) {
 	}
 	value, there := nodes[at]
 	_, parent := nodes[path.Dir(at)]
-	looks := r.kind == kindRead || r.kind == kindDirectory || r.kind == kindDirectoryPart
 	switch {
-	case looks && !there, r.kind == kindRemove && !parent:
+	case r.looks() && !there, r.kind == kindRemove && !parent:
 		return "", "ENOENT"
 	case r.kind == kindRemove && at == "/":
 		return "", "EINVAL"
@@ -318,6 +355,8 @@ func (p *peer) watch(r Request) (event []byte, errno string) {
 		return nil, ""
 	case i >= 0:
 		return nil, "EEXIST"
+	case p.base != "" && len(p.watches) == maxWatches:
+		return nil, "E2BIG"
 	}
 	p.watches = append(p.watches, w)
 	return w.event(at), ""

@@ -1,6 +1,7 @@
 // Package xsfake is a xenstored in memory for tests: it speaks the protocol of
 // Xen's docs/misc/xenstore.txt and follows its rules for watches and transactions, and its
-// manners are for a test to decide. Permissions are ignored. Nothing in it waits for time.
+// manners are for a test to decide. A guest changes nothing but what is below its own directory data, within
+// xenstored's quotas; it may look at everything. Nothing in it waits for time.
 package xsfake
 
 import (
@@ -57,7 +58,7 @@ func New(t testing.TB) *Server {
 func (s *Server) Dial(ctx context.Context) (io.ReadWriteCloser, error) { return s.connect(ctx, "") }
 
 // Guest returns how a guest connects to it by its /dev/xen/xenbus: relative
-// paths are those below /local/domain/<domid>.
+// paths are those below /local/domain/<domid>, where it may change what is in data, once that was made (EACCES elsewhere).
 func (s *Server) Guest(domid int) func(ctx context.Context) (io.ReadWriteCloser, error) {
 	return func(ctx context.Context) (io.ReadWriteCloser, error) {
 		return s.connect(ctx, fmt.Sprintf("/local/domain/%d", domid))
