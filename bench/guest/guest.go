@@ -1,7 +1,7 @@
-// Package guest starts throw-away KVM guests, with the host's side of their
+// Package guest starts throw-away KVM and Xen guests, with the host's side of their
 // networks, for vfbench and for tests. Everything it makes ends with the
 // process that made it, even when that is killed: QEMU by its parent-death signal, taps, bridges and moved
-// NICs with their network namespaces.
+// NICs with their network namespaces. Only a Xen domain waits for the next start.
 package guest
 
 import (
@@ -28,17 +28,18 @@ import (
 type Config struct {
 	ID         string   // name for the broker; "vfbench"
 	GuestsDir  string   // where the broker's file of the guest is written; "" none
+	Xen        string   // kind of a Xen guest, XenPV or XenHVM; "" for KVM
 	QEMU       string   // "/usr/bin/qemu-system-x86_64"
 	Kernel     string   // "/boot/vmlinuz-<running release>"
 	ModulesDir string   // "/lib/modules/<running release>"
-	Modules    []string // loaded in the guest, with what they need; DefaultModules
+	Modules    []string // loaded in the guest, with what they need, beside those of its buses and igbvf
 	Busybox    string   // static; "/bin/busybox"
 	Shim       string   // path of vfshim, static; beside the running program
 	Append     string   // more of the guest kernel's command line
 	MemoryMiB  int      // 512
 	CPUs       int      // 1
 	RootPorts  int      // free hot-plug root ports; 2; negative: none
-	Shell      bool     // a shell on a serial port of its own, for whoever started the guest
+	Shell      bool     // a shell on a serial port of its own (Xen: on the console), for whoever started the guest
 	CID        uint32   // vsock context id; a random one
 	OwnerUID   int      // whom the broker lets lend to the guest, beside root
 	Bridge     *Bridge  // virtio-net on its tap; nil: no network
@@ -48,8 +49,8 @@ type Config struct {
 	Log        *slog.Logger
 }
 
-// DefaultModules are the guest's: its buses and the VF drivers of the igb family.
-func DefaultModules() []string {
+// kvmModules are those of a KVM guest: its buses and the VF drivers of the igb family.
+func kvmModules() []string {
 	return []string{"virtio_pci", "virtio_net", "vmw_vsock_virtio_transport", "igbvf"}
 }
 
@@ -102,15 +103,17 @@ func (cfg Config) complete() (Config, error) {
 	setDefault(&cfg.RootPorts, 2)
 	setDefault(&cfg.CID, 1<<16+rand.Uint32N(1<<30))
 	setDefault(&cfg.Log, slog.New(slog.DiscardHandler))
-	if cfg.Modules == nil {
-		cfg.Modules = DefaultModules()
+	own := kvmModules()
+	if cfg.Xen != "" {
+		own = xenModules(cfg.Xen)
 	}
+	cfg.Modules = append(own, cfg.Modules...)
 	return cfg, nil
 }
 
 // check finds what is missing before anything is made.
 func (cfg Config) check() error {
-	for _, need := range []struct{ path, remedy string }{
+	return present([]need{
 		{cfg.QEMU, "apt-get install qemu-system-x86"},
 		{cfg.Kernel, "name a kernel"},
 		{cfg.Busybox, "apt-get install busybox-static"},
@@ -119,12 +122,19 @@ func (cfg Config) check() error {
 		{"/dev/kvm", "modprobe kvm_amd or kvm_intel; the CPU must have svm or vmx"},
 		{"/dev/vhost-vsock", "modprobe vhost_vsock"},
 		{cfg.GuestsDir, "make it, writable by root only, and name it as guests_dir in the daemon's configuration"},
-	} {
-		if need.path == "" {
+	})
+}
+
+// need is a file that must be there, and what to do when it is not.
+type need struct{ path, remedy string }
+
+func present(needs []need) error {
+	for _, n := range needs {
+		if n.path == "" {
 			continue
 		}
-		if _, err := os.Stat(need.path); err != nil {
-			return fmt.Errorf("%w: %s", err, need.remedy)
+		if _, err := os.Stat(n.path); err != nil {
+			return fmt.Errorf("%w: %s", err, n.remedy)
 		}
 	}
 	return nil
@@ -162,7 +172,12 @@ func (g *Guest) boot(ctx context.Context) error {
 	if err := g.awaitShim(ctx); err != nil {
 		return fmt.Errorf("%w%s", err, g.lastWords())
 	}
-	return g.announce()
+	return announce(g.cfg, g.announcement())
+}
+
+// announcement is the broker's file of the guest.
+func (g *Guest) announcement() string {
+	return fmt.Sprintf("target: kvm\nqmp: %s\ncid: %d\nowner_uid: %d\nshim: true\n", g.QMP(), g.cfg.CID, g.cfg.OwnerUID)
 }
 
 // dirPrefix, the process and the guest's id make the name of a guest's directory.
@@ -264,13 +279,12 @@ func (g *Guest) lastWords() string {
 	return words.String()
 }
 
-// announce writes the broker's file of the guest: only root may write there.
-func (g *Guest) announce() error {
-	if g.cfg.GuestsDir == "" {
+// announce writes the broker's file of a guest: only root may write there.
+func announce(cfg Config, text string) error {
+	if cfg.GuestsDir == "" {
 		return nil
 	}
-	text := fmt.Sprintf("target: kvm\nqmp: %s\ncid: %d\nowner_uid: %d\nshim: true\n", g.QMP(), g.cfg.CID, g.cfg.OwnerUID)
-	path := g.announcement()
+	path := cfg.guestFile()
 	// The daemon must never read half a file.
 	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
 		return err
@@ -278,7 +292,18 @@ func (g *Guest) announce() error {
 	return os.Rename(path+".new", path)
 }
 
-func (g *Guest) announcement() string { return filepath.Join(g.cfg.GuestsDir, g.cfg.ID+".yaml") }
+// withdraw removes the broker's file of a guest.
+func withdraw(cfg Config) error {
+	if cfg.GuestsDir == "" {
+		return nil
+	}
+	if err := os.Remove(cfg.guestFile()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (cfg Config) guestFile() string { return filepath.Join(cfg.GuestsDir, cfg.ID+".yaml") }
 
 // Stop ends the guest and removes what was made for it. It may be called twice.
 func (g *Guest) Stop() error {
@@ -291,12 +316,7 @@ func (g *Guest) Stop() error {
 		g.thread.close()
 		g.thread = nil
 	}
-	var errs []error
-	if g.cfg.GuestsDir != "" {
-		if err := os.Remove(g.announcement()); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
+	errs := []error{withdraw(g.cfg)}
 	if g.dir != "" {
 		errs = append(errs, os.RemoveAll(g.dir))
 		g.dir = ""

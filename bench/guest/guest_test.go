@@ -139,7 +139,7 @@ func TestQEMUArgs(t *testing.T) {
 func TestAnnounce(t *testing.T) {
 	t.Parallel()
 	g := &Guest{cfg: Config{ID: "g1", GuestsDir: t.TempDir(), CID: 42, OwnerUID: 1000}, dir: "/run/g1", gone: make(chan struct{})}
-	if err := g.announce(); err != nil {
+	if err := announce(g.cfg, g.announcement()); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(g.cfg.GuestsDir, "g1.yaml")

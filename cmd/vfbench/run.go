@@ -70,7 +70,7 @@ func addGuestFlags(f *pflag.FlagSet, cfg *guest.Config) {
 	f.StringVar(&cfg.GuestsDir, "guests-dir", "/etc/vfbroker/guests", "where the broker looks for files of guests")
 	f.StringVar(&cfg.Kernel, "kernel", "", "the guest's kernel (default /boot/vmlinuz-<running release>)")
 	f.StringVar(&cfg.ModulesDir, "modules-dir", "", "its modules (default /lib/modules/<running release>)")
-	f.StringSliceVar(&cfg.Modules, "modules", guest.DefaultModules(), "modules that the guest loads")
+	f.StringSliceVar(&cfg.Modules, "modules", nil, "more modules that the guest loads, beside those of its buses and igbvf")
 	f.StringVar(&cfg.Shim, "shim", "", "path of vfshim (default beside vfbench)")
 	f.StringVar(&cfg.QEMU, "qemu", "", "path of QEMU (default /usr/bin/qemu-system-x86_64)")
 	f.StringVar(&cfg.Append, "append", "", "more of the guest kernel's command line")

@@ -50,7 +50,7 @@ func (n *nested) start(t *testing.T, dir string) {
 	}
 	n.guest, err = guest.Start(ctx, guest.Config{
 		ID: n.name, GuestsDir: dir, Kernel: "/lab/vmlinuz", Shim: shim, MemoryMiB: 256, RootPorts: 3, Shell: true,
-		Modules: append(guest.DefaultModules(), "8021q"),
+		Modules: []string{"8021q"},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -5,4 +5,5 @@ mount -t xenfs xenfs /proc/xen || die "mount xenfs"
 mkdir -p /run/lock /run/xen /run/xenstored /var/log/xen /var/lib/xen
 xenstored --pid-file /run/xenstored.pid 9>&- || die "start xenstored"
 /usr/lib/xen-*/bin/xen-init-dom0 >/dev/null 9>&- || die "register dom0"
-xenconsoled --pid-file=/run/xenconsoled.pid 9>&- || die "start xenconsoled"
+mkdir -p /var/log/xen/console
+xenconsoled --log=guest --pid-file=/run/xenconsoled.pid 9>&- || die "start xenconsoled"
