@@ -1,8 +1,10 @@
 package xen_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -13,6 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"vfbroker/broker"
+	"vfbroker/guestshim/xenstore"
+	"vfbroker/guestshim/xschannel"
 	"vfbroker/sriov/pci"
 	"vfbroker/test/hvsuite/xenfake"
 )
@@ -407,16 +411,45 @@ func TestRestartedStore(t *testing.T) {
 	})
 }
 
-// TestDial refuses the shim, which has no channel.
+// TestDial reaches a shim over xenstore, of this incarnation of the guest only, and says so when none listens.
 func TestDial(t *testing.T) {
 	t.Parallel()
 	virtual(t, xenfake.HVM, func(t *testing.T, x *xenfake.Xen) {
-		g := x.Guest(t.Context(), t)
-		_, err := x.HV.Dial(t.Context(), g)
-		refused(t, "dial a shim", err, broker.ErrUnsupported, "g1")
-		if c := x.HV.Capabilities(); c.Shim || c.Target != broker.Xen || c.Driver != "pciback" {
+		if c := x.HV.Capabilities(); !c.Shim || c.Target != broker.Xen || c.Driver != "pciback" {
 			t.Errorf("capabilities %+v", c)
 		}
+		g := x.Guest(t.Context(), t)
+		soon, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		_, err := x.HV.Dial(soon, g)
+		refused(t, "dial a shim that does not listen", err, broker.ErrGuestNotReady, "g1", "is vfshim running in it?")
+
+		inGuest := xenstore.New(x.Store.Guest(1))
+		defer inGuest.Close()
+		ln, err := xschannel.Listen(inGuest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		conn, err := x.HV.Dial(t.Context(), g)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		shim, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer shim.Close()
+		go fmt.Fprintln(conn, "hello")
+		if line, err := bufio.NewReader(shim).ReadString('\n'); line != "hello\n" {
+			t.Errorf("the shim reads %q, %v", line, err)
+		}
+
+		old := g
+		old.Incarnation += "0"
+		_, err = x.HV.Dial(t.Context(), old)
+		refused(t, "dial another incarnation", err, broker.ErrNotFound, "g1")
 	})
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"vfbroker/broker"
 	"vfbroker/guestshim/xenstore"
+	"vfbroker/guestshim/xschannel"
 	"vfbroker/iommu"
 	"vfbroker/sriov/sysfs"
 )
@@ -64,15 +65,24 @@ func (h *Hypervisor) Close() {
 	h.work.Wait()
 }
 
-// Capabilities of Xen: pciback, and no shim yet.
+// Capabilities of Xen: pciback, and a shim over xenstore.
 func (h *Hypervisor) Capabilities() broker.Capabilities {
-	return broker.Capabilities{Target: broker.Xen, Driver: driver}
+	return broker.Capabilities{Target: broker.Xen, Driver: driver, Shim: true}
 }
 
 // Events streams what happens to guests.
 func (h *Hypervisor) Events(ctx context.Context) <-chan broker.Event { return h.events.Subscribe(ctx) }
 
-// Dial says that a domain's shim cannot be reached.
-func (h *Hypervisor) Dial(_ context.Context, g broker.Guest) (net.Conn, error) {
-	return nil, fmt.Errorf("dial shim of guest %s: %w: Xen guests have no channel for it; lend with --shim skip", g.ID, broker.ErrUnsupported)
+// Dial connects to the guest's shim over xenstore (guestshim/xschannel). Not connected within the
+// context: ErrGuestNotReady.
+func (h *Hypervisor) Dial(ctx context.Context, g broker.Guest) (net.Conn, error) {
+	d, err := h.running(ctx, g)
+	if err != nil {
+		return nil, h.explain(ctx, g.ID, err)
+	}
+	conn, err := xschannel.Dial(ctx, h.store, d.id)
+	if err != nil {
+		return nil, fmt.Errorf("dial shim of %s: %w: %w: is vfshim running in it?", d, broker.ErrGuestNotReady, err)
+	}
+	return conn, nil
 }

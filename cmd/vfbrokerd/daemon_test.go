@@ -57,7 +57,7 @@ func TestGuestsDirectory(t *testing.T) {
 	writeFile(t, filepath.Join(dir, "unknown.yaml"), good+"mem: 4\n", 0o600)
 	writeFile(t, filepath.Join(dir, "target.yaml"), "target: vmware\nqmp: /run/g.qmp\n", 0o600)
 	for name, text := range map[string]string{
-		"xen": "domain: web 1\nowner_uid: 1000\n", "xenown": "", "xenqmp": "qmp: /run/g.qmp\n", "xencid": "cid: 7\n", "xenshim": "shim: true\n",
+		"xen": "domain: web 1\nowner_uid: 1000\n", "xenown": "", "xenqmp": "qmp: /run/g.qmp\n", "xencid": "cid: 7\n",
 		"xen0": "domain: Domain-0\n", "xenname": "domain: \"a\\nb\"\n", "xenspace": "domain: \" a\"\n",
 	} {
 		writeFile(t, filepath.Join(dir, name+".yaml"), "target: xen\n"+text, 0o600)
@@ -88,7 +88,6 @@ func TestGuestsDirectory(t *testing.T) {
 		{"xenown", nil, ""},
 		{"xenqmp", broker.ErrUnavailable, "qmp: is for target kvm; a Xen guest is found by its domain's name"},
 		{"xencid", broker.ErrUnavailable, "cid: is for target kvm"},
-		{"xenshim", broker.ErrUnavailable, "shim: is for target kvm"},
 		{"xen0", broker.ErrUnavailable, "Domain-0 is this host itself"},
 		{"xenname", broker.ErrUnavailable, `"a\nb" is no name of a domain`},
 		{"xenspace", broker.ErrUnavailable, `" a" is no name of a domain`},

@@ -58,8 +58,6 @@ func (g guestConfig) checkXen() error {
 		return fmt.Errorf("qmp: is for target %s; a Xen guest is found by its domain's name", broker.KVM)
 	case g.CID != 0:
 		return fmt.Errorf("cid: is for target %s", broker.KVM)
-	case g.Shim:
-		return fmt.Errorf("shim: is for target %s", broker.KVM)
 	case len(g.Domain) > maxDomain || strings.TrimFunc(g.Domain, unicode.IsSpace) != g.Domain || strings.ContainsFunc(g.Domain, unicode.IsControl):
 		return fmt.Errorf("domain: %.64q is no name of a domain", g.Domain)
 	case g.Domain == "Domain-0":

@@ -40,7 +40,7 @@ func (x *Xen) Start(t testing.TB) {
 	const vm = "/vm/" + uuid
 	x.change(t, func(tx *xenstore.Tx) error {
 		for _, node := range [][2]string{
-			{domainPath(d.id) + "/vm", vm}, {domainPath(d.id) + "/name", d.name}, {domainPath(d.id) + "/device/suspend/event-channel", ""},
+			{domainPath(d.id) + "/vm", vm}, {domainPath(d.id) + "/name", d.name}, {domainPath(d.id) + "/device/suspend/event-channel", ""}, {domainPath(d.id) + "/data", ""},
 			{libxlPath(d.id) + "/type", d.kind}, {libxlPath(d.id) + "/device", ""},
 			{vm + "/name", d.name}, {vm + "/start_time", fmt.Sprintf("%d.25", 1700000000+d.id)},
 		} {
