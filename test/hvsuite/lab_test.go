@@ -22,13 +22,11 @@ import (
 	"vfbroker/broker"
 	"vfbroker/broker/kvm"
 	"vfbroker/iommu"
-	"vfbroker/sriov"
 	"vfbroker/sriov/sysfs"
 	"vfbroker/test/hvsuite"
 )
 
 const (
-	labPF    = "52:54:00:0a:00:01" // the PF that tests may carve
 	labVFs   = 3
 	labPorts = 2
 	nobody   = 65534
@@ -60,7 +58,7 @@ func newLab(t *testing.T) *lab {
 		t.Fatal(err)
 	}
 	l.kvm = kvm.New(l.fs, l.config, nil)
-	l.carve(t)
+	l.vfs = carved(t, l.fs, labVFs)
 	l.start(t)
 	t.Cleanup(func() {
 		l.lastWords(t)
@@ -87,40 +85,6 @@ func (l *lab) config(id broker.GuestID) (broker.GuestConfig, error) {
 		return broker.GuestConfig{}, fmt.Errorf("guest %s: %w", id, broker.ErrNotFound)
 	}
 	return broker.GuestConfig{ID: id, Target: broker.KVM, QMP: l.guest.QMP(), CID: l.guest.CID(), Shim: true}, nil
-}
-
-// carve makes VFs, and takes them away at the end.
-func (l *lab) carve(t *testing.T) {
-	t.Helper()
-	pfs, err := sriov.Discover(t.Context(), l.fs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, pf := range pfs {
-		if pf.PermMAC.String() != labPF && pf.MAC.String() != labPF {
-			continue
-		}
-		if out, err := exec.Command("ip", "link", "set", pf.Netdev, "up").CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-		if _, err := sriov.Carve(t.Context(), l.fs, pf.Addr, labVFs); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if _, err := sriov.Carve(context.WithoutCancel(t.Context()), l.fs, pf.Addr, 0); err != nil {
-				t.Error(err)
-			}
-		})
-		read, err := sriov.ReadPF(l.fs, pf.Addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, vf := range read.VFs {
-			l.vfs = append(l.vfs, broker.Function{ID: broker.FunctionID{PF: pf.ID, Index: vf.Index}, Addr: vf.Addr, PF: pf.Addr})
-		}
-		return
-	}
-	t.Fatalf("no PF %s on this host", labPF)
 }
 
 // native makes the guests that start from now on use the ports' own hot-plug
