@@ -46,7 +46,32 @@ func LookAt(ctx context.Context, pf, netdev string) (map[string]string, error) {
 		return nil, err
 	}
 	seen["device nodes"] = strings.Join(nodes, " ")
+	if _, err := os.Stat("/proc/xen/capabilities"); err == nil {
+		if err := lookAtXen(ctx, seen); err != nil {
+			return nil, err
+		}
+	}
 	return seen, lookAtAttributes(ctx, netdev, seen)
+}
+
+// lookAtXen notes what pciback holds, and what xenstore says of functions.
+func lookAtXen(ctx context.Context, seen map[string]string) error {
+	held, err := filepath.Glob("/sys/bus/pci/drivers/pciback/*:*")
+	if err != nil {
+		return err
+	}
+	seen["pciback"] = strings.Join(held, " ")
+	out, err := exec.CommandContext(ctx, "xenstore-ls", "-f").Output()
+	if err != nil {
+		return fmt.Errorf("run xenstore-ls: %w", err)
+	}
+	for line := range bytes.Lines(out) {
+		name, value, _ := strings.Cut(strings.TrimSpace(string(line)), " = ")
+		if strings.Contains(name, "/pci") || strings.Contains(name, "/vfbroker") {
+			seen["xenstore "+name] = value
+		}
+	}
+	return nil
 }
 
 // lookAtDriver notes who holds a function.

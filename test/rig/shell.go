@@ -4,24 +4,42 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
+	"io"
+	"io/fs"
 	"net"
+	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// Shell is the guest's, on its second serial port.
+// Shell is the guest's, on a KVM guest's second serial port or a Xen guest's console.
 type Shell struct {
-	conn  net.Conn
+	conn  conn
 	lines *bufio.Scanner
 	count int
 }
 
-// DialShell connects to a guest's shell, of which the socket is given.
-func DialShell(socket string) (*Shell, error) {
-	conn, err := net.Dial("unix", socket)
+type conn interface {
+	io.ReadWriteCloser
+	SetDeadline(time.Time) error
+}
+
+// DialShell connects to a guest's shell, of which the socket or the terminal is given.
+func DialShell(path string) (*Shell, error) {
+	c, err := dial(path)
 	if err != nil {
 		return nil, fmt.Errorf("reach the guest's shell: %w", err)
 	}
-	return &Shell{conn: conn, lines: bufio.NewScanner(conn)}, nil
+	return &Shell{conn: c, lines: bufio.NewScanner(c)}, nil
+}
+
+func dial(path string) (conn, error) {
+	info, err := os.Stat(path)
+	if err == nil && info.Mode()&fs.ModeCharDevice != 0 {
+		return os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+	}
+	return net.Dial("unix", path)
 }
 
 // answerTime is how long a command in the guest may take.

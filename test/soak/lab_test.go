@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -37,8 +38,9 @@ const (
 
 // soak is the state of the test.
 type soak struct {
+	kind   string // of a Xen guest, "" KVM
 	daemon *rig.Daemon
-	guest  *guest.Guest
+	guest  liveGuest
 	shell  *rig.Shell
 	pf     sriov.PF
 	result Result
@@ -47,14 +49,29 @@ type soak struct {
 	acquire, release []time.Duration
 }
 
+// liveGuest is a KVM or a Xen guest with a shell.
+type liveGuest interface {
+	Shell() string
+	Stop() error
+}
+
 // TestSoak runs SOAK_CYCLES cycles, 3 by default, and kills the daemon SOAK_KILLS times, by default 3 or
-// once for every five cycles.
+// once for every five cycles. On Xen it does so with a PV and an HVM guest.
 func TestSoak(t *testing.T) {
-	if os.Getenv("VFLAB") != "1" {
+	switch {
+	case os.Getenv("VFLAB") != "1":
 		t.Fatal("this is not the emulated host: run it by vflab run, it takes VFs from under their users")
+	case os.Getenv("VFLAB_HYPERVISOR") != "xen":
+		(&soak{}).run(t)
+		return
 	}
+	for _, kind := range []string{guest.XenPV, guest.XenHVM} {
+		t.Run(kind, func(t *testing.T) { (&soak{kind: kind}).run(t) })
+	}
+}
+
+func (s *soak) run(t *testing.T) {
 	out := os.Getenv("OUT")
-	s := &soak{}
 	s.start(t, out)
 	s.result = Result{Schema: 1, Label: os.Getenv("VFLAB_LABEL"), Clock: os.Getenv("VFLAB_CLOCK"), Kernel: os.Getenv("VFLAB_KERNEL"),
 		WindowSeconds: windowSeconds}
@@ -66,7 +83,7 @@ func TestSoak(t *testing.T) {
 		t.Run("Kill", func(t *testing.T) { s.kills(t, kills) }) &&
 		t.Run("Journal", func(t *testing.T) { s.journal(t) })
 	s.result.Passed = passed
-	if err := s.result.write(out); err != nil {
+	if err := s.result.write(out, s.name()); err != nil {
 		t.Error(err)
 	}
 }
@@ -89,7 +106,7 @@ func (s *soak) start(t *testing.T, out string) {
 	defer cancel()
 	s.findPF(ctx, t)
 	var err error
-	if s.daemon, err = rig.NewDaemon("/run/vfbroker-soak", filepath.Join(out, "vfbrokerd.log"), s.pf.ID); err != nil {
+	if s.daemon, err = rig.NewDaemon("/run/vfbroker-"+s.name(), filepath.Join(out, "vfbrokerd-"+s.name()+".log"), s.pf.ID); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.daemon.Start(ctx); err != nil {
@@ -100,12 +117,7 @@ func (s *soak) start(t *testing.T, out string) {
 	if err != nil || carved.After != labVFs {
 		t.Fatalf("carve: %v, %v", carved, err)
 	}
-	s.guest, err = guest.Start(ctx, guest.Config{
-		ID: guestID, GuestsDir: s.daemon.GuestsDir(), Kernel: "/lab/vmlinuz", Shim: program(t, "vfshim"), MemoryMiB: 256, Shell: true,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	s.guest = s.boot(ctx, t)
 	t.Cleanup(func() { s.guest.Stop() })
 	if s.shell, err = rig.DialShell(s.guest.Shell()); err != nil {
 		t.Fatal(err)
@@ -114,6 +126,25 @@ func (s *soak) start(t *testing.T, out string) {
 	if s.before, err = s.look(ctx); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// name is that of the run's files.
+func (s *soak) name() string { return strings.TrimSuffix("soak-"+s.kind, "-") }
+
+func (s *soak) boot(ctx context.Context, t *testing.T) liveGuest {
+	cfg := guest.Config{ID: guestID, GuestsDir: s.daemon.GuestsDir(), Kernel: "/lab/vmlinuz", Shim: program(t, "vfshim"), MemoryMiB: 256, Shell: true, Xen: s.kind}
+	if s.kind != "" {
+		d, err := guest.StartDomain(ctx, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	g, err := guest.Start(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
 }
 
 func (s *soak) findPF(ctx context.Context, t *testing.T) {

@@ -12,7 +12,7 @@ import (
 	"path/filepath"
 )
 
-// Result is what the test found, as it writes it to soak.json.
+// Result is what the test found, as it writes it to soak.json, or soak-pv.json and soak-hvm.json.
 type Result struct {
 	Schema  int    `json:"schema"`
 	Label   string `json:"label"` // what kind of host the figures are from
@@ -67,11 +67,11 @@ type Kill struct {
 	RecoverySeconds float64 `json:"recovery_seconds"` // from the restart until the socket answers
 }
 
-// write puts the result into a directory as soak.json.
-func (r Result) write(dir string) error {
+// write puts the result into a file of a directory.
+func (r Result) write(dir, name string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, "soak.json"), append(text, '\n'), 0o644)
+		err = os.WriteFile(filepath.Join(dir, name+".json"), append(text, '\n'), 0o644)
 	}
 	if err != nil {
 		return fmt.Errorf("write the result: %w", err)
