@@ -15,19 +15,20 @@ import (
 // more. Then xenstored counts as frozen, and the connection is given up.
 const patience = 2 * time.Second
 
-// conn is one connection. Many requests may be under way on it; what is read is
-// given to whom it concerns.
+// conn is one connection. Many may ask on it; what is read is given to whom it concerns.
 type conn struct {
 	rw    io.ReadWriteCloser
 	event func(token string) // a watch fired; called by the reader
 	end   func(*conn)        // it was lost; called once, after dead is closed
 
-	out    chan []byte   // unbuffered: what was taken from it may have been sent
+	out    chan frame    // unbuffered: what was taken from it may have been sent
+	idle   chan struct{} // capacity 1: what was sent is answered
 	dead   chan struct{} // closed when it is lost
 	closed chan struct{} // closed after that, when the descriptor is closed as well
 
 	mu    sync.Mutex
 	last  uint32              // id of the last request
+	sent  uint32              // id of the one that was sent last
 	asked map[uint32]*request // without answer yet
 	err   error               // why it is dead
 }
@@ -44,7 +45,7 @@ type request struct {
 // newConn uses rw until it fails or fail is called.
 func newConn(rw io.ReadWriteCloser, event func(string), end func(*conn)) *conn {
 	c := &conn{rw: rw, event: event, end: end, asked: map[uint32]*request{},
-		out: make(chan []byte), dead: make(chan struct{}), closed: make(chan struct{})}
+		out: make(chan frame), idle: make(chan struct{}, 1), dead: make(chan struct{}), closed: make(chan struct{})}
 	go c.write()
 	go c.read()
 	return c
@@ -65,7 +66,7 @@ func (c *conn) ask(ctx context.Context, f frame, late func(payload []byte)) ([]b
 		return nil, c.lost()
 	}
 	select {
-	case c.out <- f.encode():
+	case c.out <- f:
 	case <-c.dead:
 		return nil, c.lost()
 	case <-ctx.Done():
@@ -142,11 +143,26 @@ func (c *conn) enter(r *request) uint32 {
 	return c.last
 }
 
-// leave forgets a request that was not sent.
+// leave forgets a request that was not sent, since another one was not answered.
 func (c *conn) leave(id uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.asked, id)
+	if r := c.asked[c.sent]; r != nil {
+		c.doubt(c.sent, r)
+	}
+}
+
+// doubt gives the connection up if a request is not answered soon. The caller holds mu.
+func (c *conn) doubt(id uint32, r *request) {
+	time.AfterFunc(patience, func() {
+		c.mu.Lock()
+		frozen := c.asked[id] == r
+		c.mu.Unlock()
+		if frozen {
+			c.fail(errors.New("xenstored did not answer in time"))
+		}
+	})
 }
 
 // abandon says that nobody waits for an answer any more. If it does not come
@@ -158,14 +174,7 @@ func (c *conn) abandon(id uint32, r *request, late func([]byte)) bool {
 		return false
 	}
 	r.abandoned, r.late = true, late
-	time.AfterFunc(patience, func() {
-		c.mu.Lock()
-		frozen := c.asked[id] == r
-		c.mu.Unlock()
-		if frozen {
-			c.fail(errors.New("xenstored did not answer in time"))
-		}
-	})
+	c.doubt(id, r)
 	return true
 }
 
@@ -178,15 +187,26 @@ func (c *conn) tidy(f frame) {
 	}()
 }
 
-// write sends requests, each by one write: the kernel's device takes a whole one at once.
+// write sends requests, each by one write, which the kernel's device wants whole, and each after the
+// one before was answered: the device has one buffer for them, from which it sends after the write has returned
+// (xenbus_dev_request_and_reply in drivers/xen/xenbus/xenbus_xs.c). A second one in it is sent in the first
+// one's place, twice, and xenbus hangs on the odd answer when the device is closed.
 func (c *conn) write() {
 	for {
 		select {
-		case b := <-c.out:
-			if _, err := c.rw.Write(b); err != nil {
+		case f := <-c.out:
+			c.mu.Lock()
+			c.sent = f.id
+			c.mu.Unlock()
+			if _, err := c.rw.Write(f.encode()); err != nil {
 				c.fail(err)
 				return
 			}
+		case <-c.dead:
+			return
+		}
+		select {
+		case <-c.idle:
 		case <-c.dead:
 			return
 		}
@@ -220,13 +240,14 @@ func (c *conn) dispatch(f frame) error {
 	defer c.mu.Unlock()
 	r := c.asked[f.id]
 	switch {
-	case r == nil:
+	case r == nil || f.id != c.sent:
 		return fmt.Errorf("%w: it answered request %d, which was not asked", errOdd, f.id)
 	case f.kind != r.kind && f.kind != kindError:
 		return fmt.Errorf("%w: it answered request %d of type %d with type %d", errOdd, f.id, r.kind, f.kind)
 	}
 	delete(c.asked, f.id)
 	r.answer <- f
+	c.idle <- struct{}{} // it has room: nothing else is under way
 	if r.abandoned && r.late != nil && f.kind != kindError {
 		go r.late(f.payload)
 	}

@@ -179,7 +179,7 @@ func FuzzConnection(f *testing.F) {
 	})
 }
 
-// feed gives its bytes once two requests were written, and takes any number.
+// feed gives its bytes once a request was written, and takes any number.
 type feed struct {
 	from  io.Reader
 	n     int
@@ -187,7 +187,7 @@ type feed struct {
 }
 
 func (f *feed) Write(b []byte) (int, error) {
-	if f.n++; f.n == 2 {
+	if f.n++; f.n == 1 {
 		close(f.asked)
 	}
 	return len(b), nil
