@@ -61,16 +61,10 @@ func TestDialLost(t *testing.T) {
 	in(t, func(ctx context.Context, r *rig) {
 		ln := r.listen()
 		connected := 0
-		for at := range 20 {
+		for at := range int64(20) {
 			for _, fault := range []xsfake.Fault{xsfake.CutBefore, xsfake.CutAfter} {
 				synctest.Wait()
-				n := 0
-				r.store.Script(func(xsfake.Request) xsfake.Fault {
-					if n++; n-1 == at {
-						return fault
-					}
-					return xsfake.None
-				})
+				r.atRequest(at, fails(fault))
 				ctx, cancel := soon(ctx)
 				host, err := Dial(ctx, r.host, 7)
 				cancel()
@@ -98,13 +92,10 @@ func TestDialLost(t *testing.T) {
 // A dial that is given up leaves nothing, at whichever moment.
 func TestDialGivenUp(t *testing.T) {
 	in(t, func(ctx context.Context, r *rig) {
-		for at := range 14 {
+		for at := range int64(14) {
 			ctx, cancel := context.WithCancel(ctx)
-			n := 0
-			r.store.Script(func(xsfake.Request) xsfake.Fault {
-				if n++; n-1 == at {
-					cancel()
-				}
+			r.atRequest(at, func() xsfake.Fault {
+				cancel()
 				return xsfake.None
 			})
 			dialCtx, giveUp := soon(ctx)

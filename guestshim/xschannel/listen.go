@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"time"
 
 	"vfbroker/guestshim/xenstore"
 )
@@ -22,10 +23,11 @@ const maxLooked = 32
 func Listen(c *xenstore.Client) (net.Listener, error) {
 	l := &listener{store: newStore(c), conns: make(chan *conn), done: make(chan struct{}),
 		looked: map[string]state{}, open: map[*conn]struct{}{}}
-	l.life, l.over = context.WithCancel(context.Background())
+	l.grace, l.abort = context.WithCancel(context.Background())
+	l.life, l.over = context.WithCancel(l.grace)
 	var err error
 	if l.watch, err = c.Watch(l.life, guestRoot); err != nil {
-		l.over()
+		l.abort()
 		return nil, fmt.Errorf("listen on %v: %w", l.Addr(), err)
 	}
 	go l.run()
@@ -45,6 +47,8 @@ type listener struct {
 	watch <-chan struct{}
 	life  context.Context // ends with Close
 	over  context.CancelFunc
+	grace context.Context // ends later: the host must not take for accepted what nobody closes
+	abort context.CancelFunc
 	conns chan *conn
 	done  chan struct{} // closed when nothing is accepted any more
 	err   error         // why; to be read after done
@@ -70,6 +74,8 @@ func (l *listener) Accept() (net.Conn, error) {
 
 func (l *listener) Close() error {
 	l.over()
+	late := time.AfterFunc(patience, l.abort)
+	defer late.Stop()
 	<-l.done
 	l.mu.Lock()
 	left := slices.Collect(maps.Keys(l.open))
@@ -85,13 +91,13 @@ func (l *listener) Close() error {
 // run accepts connections until the listener or the client is closed.
 func (l *listener) run() {
 	defer close(l.done)
+	defer l.abort()
 	for range l.watch {
 		err := l.scan()
 		switch {
 		case l.life.Err() != nil:
 		case errors.Is(err, xenstore.ErrConnection): // there is a signal when there is one again
 		case err != nil:
-			l.over()
 			l.err = err
 			return
 		}
@@ -170,7 +176,7 @@ func (l *listener) accept(name string, again bool) error {
 // settle writes that a connection is accepted, and says whether it is this shim's. One
 // that an earlier shim accepted is closed.
 func (l *listener) settle(dir string, again bool) (ours bool, err error) {
-	err = l.store.change(l.life, dir, func(tx *xenstore.Tx) error {
+	err = l.store.change(l.grace, dir, func(tx *xenstore.Tx) error {
 		ack, err := tx.Read(dir + toGuestAck)
 		ours = err == nil && (ack == "" || ack == "0" && again)
 		switch {

@@ -176,6 +176,49 @@ func TestListenerCloses(t *testing.T) {
 	})
 }
 
+// The end of the listener is not that of an accept that is under way: nobody is left to
+// believe that he is served. A xenstored that hangs keeps it for a while only.
+func TestListenerClosesUnderAccept(t *testing.T) {
+	in(t, func(ctx context.Context, r *rig) {
+		for at := range int64(12) {
+			ln := r.listen()
+			synctest.Wait()
+			r.atRequest(at, func() xsfake.Fault {
+				go ln.Close()
+				return xsfake.None
+			})
+			ctx, cancel := soon(ctx)
+			if host, err := Dial(ctx, r.host, 7); err == nil {
+				must(t, ln.Close())
+				if _, err := host.Read(make([]byte, 1)); err != io.EOF {
+					t.Errorf("request %d: got %v, want %v", at, err, io.EOF)
+				}
+				must(t, host.Close())
+			}
+			cancel()
+			synctest.Wait()
+			r.wantLeft()
+		}
+		ln := r.listen()
+		synctest.Wait()
+		r.store.Script(func(q xsfake.Request) xsfake.Fault {
+			if q.Type == "transaction start" {
+				r.store.Freeze()
+			}
+			return xsfake.None
+		})
+		r.make("1-1-1")
+		synctest.Wait()
+		from := time.Now()
+		must(t, ln.Close())
+		if d := time.Since(from); d != patience {
+			t.Errorf("closed in %v, want %v", d, patience)
+		}
+		r.store.Thaw()
+		r.store.Remove(root)
+	})
+}
+
 func TestListenFails(t *testing.T) {
 	in(t, func(ctx context.Context, r *rig) {
 		r.store.Drop()
@@ -204,15 +247,9 @@ func TestAcceptLost(t *testing.T) {
 	in(t, func(ctx context.Context, r *rig) {
 		came := accepting(r.listen())
 		came()
-		for at := range 12 {
+		for at := range int64(12) {
 			for _, fault := range []xsfake.Fault{xsfake.CutBefore, xsfake.CutAfter} {
-				n := 0
-				r.store.Script(func(xsfake.Request) xsfake.Fault {
-					if n++; n-1 == at {
-						return fault
-					}
-					return xsfake.None
-				})
+				r.atRequest(at, fails(fault))
 				r.make("1-1-1")
 				synctest.Wait()
 				time.Sleep(time.Minute)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -177,3 +178,16 @@ func text(n int) string {
 	}
 	return b.String()[:n]
 }
+
+// atRequest has do decide what goes wrong with the nth request, counted from 0.
+func (r *rig) atRequest(n int64, do func() xsfake.Fault) {
+	var count atomic.Int64
+	r.store.Script(func(xsfake.Request) xsfake.Fault {
+		if count.Add(1)-1 == n {
+			return do()
+		}
+		return xsfake.None
+	})
+}
+
+func fails(f xsfake.Fault) func() xsfake.Fault { return func() xsfake.Fault { return f } }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -162,11 +163,10 @@ func TestDomainEnds(t *testing.T) {
 		host, _ := r.pair(ctx)
 		other := r.dial(ctx)
 		say(t, host, "a")
-		gone := false // from the very write on that begins the next transaction
+		var once sync.Once
 		r.store.Script(func(q xsfake.Request) xsfake.Fault {
-			if q.Type == "transaction start" && !gone {
-				gone = true
-				r.store.Remove(domain)
+			if q.Type == "transaction start" { // just before the first write
+				once.Do(func() { r.store.Remove(domain) })
 			}
 			return xsfake.None
 		})
@@ -180,7 +180,7 @@ func TestDomainEnds(t *testing.T) {
 			must(t, c.Close())
 		}
 		synctest.Wait()
-		if tree := r.store.Tree(); !gone || len(tree) != 3 { // /, /local and /local/domain
+		if tree := r.store.Tree(); len(tree) != 3 { // /, /local and /local/domain
 			t.Errorf("left: %v", tree)
 		}
 	})
@@ -202,16 +202,13 @@ func TestGuestMakesNothingAnew(t *testing.T) {
 func testRemoved(t *testing.T, do func(host, guest net.Conn)) {
 	in(t, func(ctx context.Context, r *rig) {
 		ln := r.listen()
-		for at := range 12 {
+		for at := range int64(12) {
 			host := r.dial(ctx)
 			guest := r.accept(ln)
 			synctest.Wait()
-			n, removed := 0, dir(host)
-			r.store.Script(func(xsfake.Request) xsfake.Fault {
-				if n == at {
-					r.store.Remove(removed)
-				}
-				n++
+			removed := dir(host)
+			r.atRequest(at, func() xsfake.Fault {
+				r.store.Remove(removed)
 				return xsfake.None
 			})
 			do(host, guest)
@@ -230,8 +227,8 @@ func TestReconnect(t *testing.T) {
 	in(t, func(ctx context.Context, r *rig) {
 		faults := []xsfake.Fault{xsfake.CutBefore, xsfake.CutAfter, xsfake.Torn}
 		random := rand.New(rand.NewPCG(1, 2))
-		var mu sync.Mutex
-		cuts := 0
+		var mu sync.Mutex // guards random
+		var cuts atomic.Int64
 		host, guest := r.pair(ctx)
 		r.store.Script(func(xsfake.Request) xsfake.Fault {
 			mu.Lock()
@@ -239,7 +236,7 @@ func TestReconnect(t *testing.T) {
 			if random.IntN(30) > 0 {
 				return xsfake.None
 			}
-			cuts++
+			cuts.Add(1)
 			return faults[random.IntN(len(faults))]
 		})
 		const n = 60 * maxData
@@ -249,8 +246,8 @@ func TestReconnect(t *testing.T) {
 			work.Go(func() { wantRead(t, ends[1], text(n)) })
 		}
 		work.Wait()
-		if cuts < 50 {
-			t.Errorf("%d cuts", cuts)
+		if n := cuts.Load(); n < 50 {
+			t.Errorf("%d cuts", n)
 		}
 		r.store.Script(nil)
 		must(t, guest.Close())
