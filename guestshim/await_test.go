@@ -29,7 +29,10 @@ func (s *scripted) observer() observer {
 }
 
 func (s *scripted) watch(ctx context.Context) (<-chan struct{}, error) {
+	done := make(chan struct{})
+	s.tree.t.Cleanup(func() { <-done }) // the last change may outlast who waits for it
 	go func() {
+		defer close(done)
 		for _, change := range s.changes {
 			change(s.tree)
 			select {

@@ -40,9 +40,13 @@ func (tr tree) put(name, content string) {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		tr.t.Fatal(err)
 	}
+	target, link := strings.CutPrefix(content, "-> ")
+	if is, err := os.Readlink(file); link && err == nil && is == target {
+		return // what stays is not away for a moment
+	}
 	os.Remove(file)
 	var err error
-	if target, ok := strings.CutPrefix(content, "-> "); ok {
+	if link {
 		err = os.Symlink(target, file)
 	} else {
 		err = os.WriteFile(file, []byte(content+"\n"), 0o644)
