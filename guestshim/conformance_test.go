@@ -18,6 +18,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"vfbroker/guestshim/pingpong"
+	"vfbroker/guestshim/xenstore"
+	"vfbroker/guestshim/xschannel"
+	"vfbroker/test/hvsuite/xsfake"
 )
 
 // network is a way to reach a shim.
@@ -39,6 +42,17 @@ var networks = map[string]func(t *testing.T) network{
 			t.Fatal(err)
 		}
 		return network{ln, func() (net.Conn, error) { return net.Dial("unix", path) }}
+	},
+	"xenstore": func(t *testing.T) network {
+		store := xsfake.New(t)
+		store.Set("/local/domain/7/data", "")
+		host, guest := xenstore.New(store.Dial), xenstore.New(store.Guest(7))
+		t.Cleanup(func() { host.Close() })
+		ln, err := xschannel.Listen(guest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return network{ownClient{ln, guest}, func() (net.Conn, error) { return xschannel.Dial(t.Context(), host, 7) }}
 	},
 }
 

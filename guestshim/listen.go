@@ -1,10 +1,14 @@
 package guestshim
 
 import (
+	"errors"
 	"fmt"
 	"net"
 
 	"github.com/mdlayher/vsock"
+
+	"vfbroker/guestshim/xenstore"
+	"vfbroker/guestshim/xschannel"
 )
 
 // ListenVsock listens on a vsock port of this guest for its host. Connections
@@ -35,4 +39,30 @@ func (l hostOnly) Accept() (net.Conn, error) {
 		}
 		conn.Close()
 	}
+}
+
+// XenstoreDevice is the kernel's device by which a guest of Xen, and dom0, have xenstore.
+const XenstoreDevice = "/dev/xen/xenbus"
+
+// ListenXenstore listens in a guest of Xen for dom0, over xenstore (guestshim/xschannel). It
+// takes root in the guest to use the device, and there is to be one such listener in a guest. Close ends its
+// connections too.
+func ListenXenstore() (net.Listener, error) {
+	client := xenstore.New(xenstore.Device(XenstoreDevice))
+	ln, err := xschannel.Listen(client)
+	if err != nil {
+		client.Close()
+		return nil, err
+	}
+	return ownClient{ln, client}, nil
+}
+
+// ownClient is a listener with a client of xenstore that nobody else uses.
+type ownClient struct {
+	net.Listener
+	client *xenstore.Client
+}
+
+func (l ownClient) Close() error {
+	return errors.Join(l.Listener.Close(), l.client.Close())
 }

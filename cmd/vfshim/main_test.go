@@ -15,6 +15,7 @@ import (
 
 	"vfbroker/guestshim"
 	"vfbroker/guestshim/pingpong"
+	"vfbroker/sriov/sysfs"
 )
 
 const mac = "52:54:00:0d:00:01"
@@ -84,8 +85,8 @@ func TestMistakes(t *testing.T) {
 		"no such command":     {"reboot", 2, `there is no command "reboot"`},
 		"no such flag":        {"serve --loud", 2, "unknown flag: --loud"},
 		"argument to serve":   {"serve now", 2, `unexpected "now"`},
-		"listen where":        {"serve --listen tcp:1", 2, `"tcp:1" is neither vsock nor unix:PATH`},
-		"listen nowhere":      {"serve --listen unix:", 2, "neither vsock nor unix:PATH"},
+		"listen where":        {"serve --listen tcp:1", 2, `"tcp:1" is none of auto, vsock, xenstore and unix:PATH`},
+		"listen nowhere":      {"serve --listen unix:", 2, `"unix:" is none of `},
 		"socket in use":       {"serve --listen unix:" + taken, 1, "remove it if no shim runs there"},
 		"no such directory":   {"serve --listen unix:/nonexistent/shim", 1, "listen on /nonexistent/shim"},
 		"no root":             {"serve --listen unix:" + taken + " --root /nonexistent", 1, "/nonexistent"},
@@ -130,6 +131,49 @@ func TestHelpAndVersion(t *testing.T) {
 		var out, errs bytes.Buffer
 		if code := run(t.Context(), strings.Fields(args), &out, &errs); code != 0 || !strings.Contains(out.String(), want) {
 			t.Errorf("%q: exit %d, %q, want %q", args, code, out.String(), want)
+		}
+	}
+}
+
+// The shim of a Xen guest listens where its host looks for it.
+func TestListenOnXen(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		files map[string]string
+		want  bool
+	}{
+		"elsewhere":          {nil, false},
+		"Xen":                {map[string]string{"sys/hypervisor/type": "xen\n", "dev/xen/xenbus": ""}, true},
+		"without the device": {map[string]string{"sys/hypervisor/type": "xen\n"}, false},
+		"without Xen":        {map[string]string{"dev/xen/xenbus": ""}, false},
+		"another":            {map[string]string{"sys/hypervisor/type": "xenon\n", "dev/xen/xenbus": ""}, false},
+	} {
+		root := t.TempDir()
+		for file, content := range test.files {
+			path := filepath.Join(root, file)
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fs, err := sysfs.Open(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := onXen(fs); got != test.want {
+			t.Errorf("%s: it is taken for Xen: %v", name, got)
+		}
+		if _, err := os.Stat(guestshim.XenstoreDevice); err == nil || !test.want {
+			continue
+		}
+		var out, errs bytes.Buffer
+		for _, args := range [][]string{{"serve", "--root", root}, {"serve", "--listen", "xenstore"}} {
+			if code := run(t.Context(), args, &out, &errs); code != 1 || !strings.Contains(errs.String(), "load the kernel module xenfs") {
+				t.Errorf("%q: exit %d: %s", args, code, errs.String())
+			}
+			errs.Reset()
 		}
 	}
 }

@@ -25,14 +25,17 @@ func newServe() *cobra.Command {
 		Short: "answer the host until SIGTERM or SIGINT",
 		Long: `serve answers the host: which device carries a MAC address or GUID, and when
 it has driver and link. With --bench it also prepares interfaces and runs round
-trips from this guest, which changes addresses and loads the network: not for guests in use.`,
+trips from this guest, which changes addresses and loads the network: not for guests in use.
+
+The host reaches it over vsock, or in a Xen guest over xenstore, which needs no device and no network.
+One shim serves a guest.`,
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			fs, err := sysfs.Open(root)
 			if err != nil {
 				return err
 			}
-			ln, err := listener(cmd.Context(), listen, port)
+			ln, err := listener(cmd.Context(), fs, listen, port)
 			if err != nil {
 				return err
 			}
@@ -42,7 +45,7 @@ trips from this guest, which changes addresses and loads the network: not for gu
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&listen, "listen", "vsock", "where to listen: vsock, or unix:PATH")
+	f.StringVar(&listen, "listen", "auto", "where to listen: vsock, xenstore, unix:PATH, or auto: xenstore in a Xen guest, else vsock")
 	f.Uint32Var(&port, "port", guestshim.Port, "vsock port; one below 1024 takes root to be it")
 	f.BoolVar(&bench, "bench", false, "serve the bench too")
 	f.StringVar(&root, "root", "/", "root of the file tree to report from")
@@ -50,13 +53,15 @@ trips from this guest, which changes addresses and loads the network: not for gu
 }
 
 // listener listens where the flags say.
-func listener(ctx context.Context, listen string, port uint32) (net.Listener, error) {
+func listener(ctx context.Context, fs sysfs.FS, listen string, port uint32) (net.Listener, error) {
 	path, unix := strings.CutPrefix(listen, "unix:")
 	switch {
-	case listen == "vsock":
+	case listen == "auto" && onXen(fs), listen == "xenstore":
+		return guestshim.ListenXenstore()
+	case listen == "auto", listen == "vsock":
 		return guestshim.ListenVsock(port)
 	case !unix || path == "":
-		return nil, usagef("read flags: --listen %q is neither vsock nor unix:PATH", listen)
+		return nil, usagef("read flags: --listen %q is none of auto, vsock, xenstore and unix:PATH", listen)
 	}
 	// The mode that the socket has before it is bound is its file's.
 	config := net.ListenConfig{Control: func(_, _ string, conn syscall.RawConn) (err error) {
@@ -71,4 +76,15 @@ func listener(ctx context.Context, listen string, port uint32) (net.Listener, er
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	return ln, nil
+}
+
+// onXen says whether this is a domain of Xen that has xenstore
+// (Documentation/ABI/stable/sysfs-hypervisor-xen).
+func onXen(fs sysfs.FS) bool {
+	hypervisor, err := fs.ReadFile("/sys/hypervisor/type")
+	if err != nil || strings.TrimSpace(string(hypervisor)) != "xen" {
+		return false
+	}
+	_, err = fs.Lstat(guestshim.XenstoreDevice)
+	return err == nil
 }
