@@ -69,8 +69,8 @@ func newConn(ctx context.Context, s store, dir string, of side) (*conn, error) {
 	unbind := context.AfterFunc(ctx, c.over)
 	var err error
 	c.watch, err = s.Watch(c.life, dir)
-	if !unbind() && err == nil {
-		err = ctx.Err()
+	if !unbind() { // whose end is the cause
+		err = fmt.Errorf("watch xenstore %s: %w", dir, ctx.Err())
 	}
 	if err != nil {
 		c.over()
@@ -239,10 +239,6 @@ func (c *conn) send() {
 // it is lost. False: the connection is over.
 func (c *conn) sendFrame(data string) bool {
 	c.mu.Lock()
-	if c.bye {
-		c.mu.Unlock()
-		return true
-	}
 	c.put++
 	next := frame{c.put, data}
 	c.mu.Unlock()

@@ -111,6 +111,35 @@ func TestDialGivenUp(t *testing.T) {
 	})
 }
 
+// A xenstored that hangs does not keep a dial beyond its time, whenever that begins.
+func TestDialFrozen(t *testing.T) {
+	for _, kind := range []string{"directory", "watch", "transaction start", "write", "transaction end"} {
+		t.Run(kind, func(t *testing.T) {
+			in(t, func(ctx context.Context, r *rig) {
+				r.store.Script(func(q xsfake.Request) xsfake.Fault {
+					if q.Type == kind {
+						r.store.Freeze()
+					}
+					return xsfake.None
+				})
+				ctx, cancel := context.WithTimeout(ctx, time.Second)
+				defer cancel()
+				from := time.Now()
+				_, err := Dial(ctx, r.host, 7)
+				wantError(t, err, context.DeadlineExceeded)
+				if d := time.Since(from); d > time.Second+patience {
+					t.Errorf("it took %v", d)
+				}
+				r.store.Script(nil)
+				r.store.Thaw()
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				r.wantLeft()
+			})
+		})
+	}
+}
+
 func TestAnsweredOddly(t *testing.T) {
 	for answer, want := range map[string]string{"1": "instead of 0", "\x00": "instead of 0", strings.Repeat("x", 2000): "instead of 0", "gone": "gone"} {
 		t.Run(fmt.Sprintf("%.5q", answer), func(t *testing.T) {

@@ -73,6 +73,13 @@ func TestListen(t *testing.T) {
 		if got := came(); len(got) != 1 {
 			t.Errorf("accepted %v, want one", got)
 		}
+		must(t, r.host.Update(ctx, func(tx *xenstore.Tx) error { return tx.Write(root+"/1-1-5"+toGuestAck, "0") }))
+		if got := came(); len(got) != 0 {
+			t.Errorf("accepted %v, which another shim has", got)
+		}
+		if _, there := r.store.Get(root + "/1-1-5" + closed); there {
+			t.Error("closed what another shim has accepted since")
+		}
 		must(t, ln.Close())
 		r.make("1-1-4")
 		if got := came(); len(got) != 0 {

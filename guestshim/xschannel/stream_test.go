@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"path"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -253,6 +255,31 @@ func TestReconnect(t *testing.T) {
 		must(t, guest.Close())
 		if _, err := host.Read(make([]byte, 1)); err != io.EOF {
 			t.Errorf("got %v, want %v", err, io.EOF)
+		}
+	})
+}
+
+// A transaction that xenstored has forgotten is not taken for a directory that is gone.
+func TestForgottenTransaction(t *testing.T) {
+	in(t, func(ctx context.Context, r *rig) {
+		host, guest := r.pair(ctx)
+		var forgotten sync.Map
+		r.store.Script(func(q xsfake.Request) xsfake.Fault {
+			if q.Type == "read" && strings.HasSuffix(dir(host), "/"+path.Base(q.Path)) { // how each begins
+				if _, again := forgotten.LoadOrStore(q.Path, true); !again {
+					return xsfake.Refuse("ENOENT")
+				}
+			}
+			return xsfake.None
+		})
+		say(t, host, "a")
+		wantRead(t, guest, "a")
+		say(t, guest, "b")
+		wantRead(t, host, "b")
+		for _, path := range []string{dir(host), strings.TrimPrefix(dir(host), domain+"/")} {
+			if _, ok := forgotten.Load(path); !ok {
+				t.Errorf("no transaction on %s was forgotten", path)
+			}
 		}
 	})
 }
