@@ -197,6 +197,18 @@ func cleanUp(tx *xenstore.Tx, dir string) error {
 	}
 }
 
+// sweep removes a directory that is empty.
+func sweep(tx *xenstore.Tx, dir string) error {
+	names, err := tx.List(dir)
+	if errors.Is(err, fs.ErrNotExist) || len(names) > 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return cleanUp(tx, dir)
+}
+
 func readTx(tx *xenstore.Tx, at string) (string, error) {
 	value, err := tx.Read(at)
 	if errors.Is(err, fs.ErrNotExist) {

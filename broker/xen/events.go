@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"vfbroker/broker"
+	"vfbroker/guestshim/xenstore"
 )
 
 const (
@@ -104,7 +105,13 @@ func (h *Hypervisor) look(ctx context.Context, l *line) (doubt bool, err error) 
 func (h *Hypervisor) forget(l *line, slot broker.Slot) {
 	ctx, cancel := context.WithTimeout(h.ctx, lookWait) // the guard may have ended with the slot
 	defer cancel()
-	if err := h.store.Remove(ctx, recordsPath(l.d.id)+"/"+string(slot)); err != nil {
+	err := h.store.Update(ctx, func(tx *xenstore.Tx) error {
+		if err := tx.Remove(recordsPath(l.d.id) + "/" + string(slot)); err != nil {
+			return err
+		}
+		return sweep(tx, recordsPath(l.d.id))
+	})
+	if err != nil {
 		h.log.Warn("forget slot", "guest", l.d.guest, "slot", slot, "err", err)
 	}
 }

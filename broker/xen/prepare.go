@@ -67,7 +67,7 @@ func (h *Hypervisor) prepare(ctx context.Context, addr pci.Addr, want broker.Set
 		return err
 	}
 	if want.Driver != driver {
-		return nil
+		return h.store.Update(ctx, func(tx *xenstore.Tx) error { return sweep(tx, path.Dir(markPath(addr))) }) // libxl leaves it, empty
 	}
 	_, err = h.xl(ctx, "pci-assignable-add", addr.String())
 	return err

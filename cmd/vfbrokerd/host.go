@@ -84,6 +84,12 @@ func openHypervisors(ctx context.Context, fs sysfs.FS, c *config, log *slog.Logg
 	}
 	load(ctx, fs, iommu.Pciback, "xen-pciback", log)
 	store := xen.Store(fs)
+	// Connected from the start on, and said at once if it cannot be.
+	soon, cancel := context.WithTimeout(ctx, storeWait)
+	defer cancel()
+	if _, err := store.List(soon, "/local/domain"); err != nil {
+		log.Warn("xenstored does not answer; no function can be lent before it does", "err", err)
+	}
 	hv := xen.New(fs, xen.Toolstack(), store, c.guest, log)
 	end = func() error {
 		hv.Close()
@@ -91,6 +97,9 @@ func openHypervisors(ctx context.Context, fs sysfs.FS, c *config, log *slog.Logg
 	}
 	return map[broker.Target]broker.Hypervisor{broker.Xen: hv}, end, nil
 }
+
+// storeWait is how long xenstored may take to answer before that is said.
+const storeWait = 5 * time.Second
 
 // load loads a driver where it is a module that nobody has loaded yet.
 // Without it a lease fails and names the remedy, so it is no reason not to start.
