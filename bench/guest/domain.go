@@ -70,9 +70,14 @@ func (cfg Config) checkXen() error {
 	if cfg.Xen != XenPV && cfg.Xen != XenHVM {
 		return fmt.Errorf("kind %q of a Xen guest: want %s or %s", cfg.Xen, XenPV, XenHVM)
 	}
+	netback := ""
+	if cfg.Bridge != nil {
+		netback = "/sys/module/xen_netback"
+	}
 	return present([]need{
 		{"/proc/xen/capabilities", "boot Xen, and mount xenfs on /proc/xen"},
 		{xenStoreSocket, "start xenstored"},
+		{netback, "modprobe xen-netback"},
 		{cfg.Kernel, "name a kernel"},
 		{cfg.Busybox, "apt-get install busybox-static"},
 		{cfg.Shim, "build it beside vfbench, or name it"},
@@ -157,6 +162,10 @@ func (d *Domain) description() string {
 	} else {
 		// Without it the guest's first RDTSCP ends it where the host's TSC is emulated.
 		fmt.Fprintf(&b, "tsc_mode = \"native\"\nvga = \"none\"\nnographic = 1\nvnc = 0\n")
+	}
+	if c.Bridge != nil {
+		// No emulated NIC beside netfront, which an HVM guest would have to unplug.
+		fmt.Fprintf(&b, "vif = [%q]\n", fmt.Sprintf("mac=%s,bridge=%s,script=vif-bridge,type=vif", c.MAC, c.Bridge.shared.Attrs().Name))
 	}
 	fmt.Fprintf(&b, "extra = %q\n", strings.TrimSpace(args+" "+c.Append))
 	fmt.Fprintf(&b, "on_poweroff = \"destroy\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n")
@@ -284,6 +293,11 @@ func (d *Domain) ID() string { return d.cfg.ID }
 
 // Name is the domain's, which xl knows.
 func (d *Domain) Name() string { return d.name }
+
+// Description is what xl was given to make the domain, in one line.
+func (d *Domain) Description() string {
+	return strings.ReplaceAll(strings.TrimSpace(d.description()), "\n", "; ")
+}
 
 // DomID is the domain's number.
 func (d *Domain) DomID() int { return d.id }

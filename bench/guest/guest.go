@@ -42,8 +42,8 @@ type Config struct {
 	Shell      bool     // a shell on a serial port of its own (Xen: on the console), for whoever started the guest
 	CID        uint32   // vsock context id; a random one
 	OwnerUID   int      // whom the broker lets lend to the guest, beside root
-	Bridge     *Bridge  // virtio-net on its tap; nil: no network
-	MAC        string   // of the virtio-net
+	Bridge     *Bridge  // virtio-net on its tap, or netfront on a bridge for Xen guests; nil: no network
+	MAC        string   // of the virtio-net or netfront
 	Credential *syscall.Credential
 	MemlockMax uint64 // RLIMIT_MEMLOCK of QEMU in bytes; 0: as inherited
 	Log        *slog.Logger
@@ -140,7 +140,7 @@ func present(needs []need) error {
 	return nil
 }
 
-// DefaultMAC is the virtio-net's where the configuration says nothing: locally administered.
+// DefaultMAC is the virtio-net's or netfront's where the configuration says nothing: locally administered.
 const DefaultMAC = "52:54:00:0b:00:10"
 
 func setDefault[T comparable](field *T, value T) {

@@ -42,7 +42,8 @@ func (t *thread) close() {
 }
 
 // Namespace is a network namespace without a name: it ends with the last
-// process in it, and then the kernel gives its NICs back to the host, however the process ended.
+// process in it, and then the kernel gives its NICs back to the host, however the process ended. Only
+// a Xen guest's bridge is in the host's own.
 type Namespace struct {
 	thread  *thread
 	host    netns.NsHandle // where NICs go back to
@@ -52,23 +53,43 @@ type Namespace struct {
 
 // NewNamespace makes an empty network namespace with its loopback up.
 func NewNamespace() (*Namespace, error) {
+	ns, err := openNamespace(netns.New)
+	if err != nil {
+		return nil, fmt.Errorf("make network namespace: %w", err)
+	}
+	if err := ns.loopbackUp(); err != nil {
+		ns.Close()
+		return nil, fmt.Errorf("make network namespace: %w", err)
+	}
+	return ns, nil
+}
+
+// hostNamespace is the one that the host's interfaces are in. It ends with nobody, so what
+// is made in it must be removed.
+func hostNamespace() (*Namespace, error) {
+	ns, err := openNamespace(netns.Get)
+	if err != nil {
+		return nil, fmt.Errorf("open the host's network namespace: %w", err)
+	}
+	return ns, nil
+}
+
+// openNamespace puts a thread of its own into a namespace.
+func openNamespace(enter func() (netns.NsHandle, error)) (*Namespace, error) {
 	ns := &Namespace{thread: newThread(), host: netns.None(), own: netns.None()}
 	err := ns.thread.do(func() (err error) {
 		if ns.host, err = netns.Get(); err != nil {
 			return err
 		}
-		if ns.own, err = netns.New(); err != nil {
+		if ns.own, err = enter(); err != nil {
 			return err
 		}
 		ns.netlink, err = netlink.NewHandleAt(ns.own, unix.NETLINK_ROUTE)
 		return err
 	})
-	if err == nil {
-		err = ns.loopbackUp()
-	}
 	if err != nil {
 		ns.Close()
-		return nil, fmt.Errorf("make network namespace: %w", err)
+		return nil, err
 	}
 	return ns, nil
 }
