@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"vfbroker/guestshim/bulk"
 	"vfbroker/guestshim/pingpong"
 )
 
@@ -88,6 +89,14 @@ func (c *Client) PingPong(ctx context.Context, spec pingpong.Spec) (pingpong.Res
 	})
 	last.RTTs = all
 	return last, err
+}
+
+// Bulk makes a transfer from the guest.
+func (c *Client) Bulk(ctx context.Context, spec bulk.Spec) (bulk.Result, error) {
+	if err := spec.Validate(); err != nil {
+		return bulk.Result{}, err
+	}
+	return call[bulk.Result](ctx, c, opBulk, spec)
 }
 
 // checked refuses a report with text that no kernel wrote.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 
+	"vfbroker/guestshim/bulk"
 	"vfbroker/guestshim/pingpong"
 	"vfbroker/sriov/sysfs"
 )
@@ -26,7 +27,7 @@ func (s *session) dispatch(ctx context.Context, req request) (any, error) {
 			return Observe(s.FS, id)
 		}
 		return s.observer.await(ctx, id)
-	case opSetup, opPingPong:
+	case opSetup, opPingPong, opBulk:
 		if !s.Bench {
 			return nil, errorf(Unsupported, "%s: start the shim with --bench for it", req.Op)
 		}
@@ -47,15 +48,33 @@ func (s *session) runBench(ctx context.Context, req request) (any, error) {
 	case s.bench <- struct{}{}:
 		defer func() { <-s.bench }()
 	default:
-		return nil, errorf(Busy, "a block is running")
+		return nil, errorf(Busy, "a block or a transfer is running")
 	}
-	if req.Op == opSetup {
+	switch req.Op {
+	case opSetup:
 		var want NetSetup
 		if err := parseBody(req.Body, &want); err != nil {
 			return nil, err
 		}
 		return Setup(ctx, s.FS, want)
+	case opBulk:
+		return transfer(ctx, req)
 	}
+	return s.roundTrips(ctx, req)
+}
+
+func transfer(ctx context.Context, req request) (any, error) {
+	var spec bulk.Spec
+	if err := parseBody(req.Body, &spec); err != nil {
+		return nil, err
+	}
+	if err := spec.Validate(); err != nil {
+		return nil, errorf(BadRequest, "%v", err)
+	}
+	return bulk.Run(ctx, spec)
+}
+
+func (s *session) roundTrips(ctx context.Context, req request) (any, error) {
 	var spec pingpong.Spec
 	if err := parseBody(req.Body, &spec); err != nil {
 		return nil, err

@@ -19,6 +19,7 @@ const (
 	opAwait    = "await"
 	opSetup    = "setup"
 	opPingPong = "pingpong"
+	opBulk     = "bulk"
 	opCancel   = "cancel"
 )
 

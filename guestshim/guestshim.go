@@ -105,7 +105,7 @@ type About struct {
 	Shim     string `json:"shim"`    // version of the binary
 	Kernel   string `json:"kernel"`  // release, "" unknown
 	BootID   string `json:"boot_id"` // "" unknown
-	Bench    bool   `json:"bench"`   // whether it takes Setup and PingPong
+	Bench    bool   `json:"bench"`   // whether it takes Setup, PingPong and Bulk
 }
 
 // NetSetup is what the bench wants of an interface. What is zero is left alone.

@@ -24,7 +24,7 @@ const (
 // ServerConfig is what a shim serves.
 type ServerConfig struct {
 	FS      sysfs.FS     // the guest's own tree
-	Bench   bool         // whether Setup and PingPong are served
+	Bench   bool         // whether Setup, PingPong and Bulk are served
 	Version string       // of the binary, as About tells it
 	Log     *slog.Logger // nil: none
 }
@@ -35,7 +35,7 @@ type server struct {
 	observer observer
 	requests *bucket
 	conns    chan struct{} // a token for each connection
-	bench    chan struct{} // one, for the block that runs
+	bench    chan struct{} // one, for the block or transfer that runs
 	part     int           // round trips in a frame
 }
 

@@ -29,13 +29,14 @@ type layer struct {
 	extra  []string
 }
 
-var leaves = []string{"sriov/pci", "sriov/sysfs", "rdma/ib", "guestshim/pingpong", "bench/hostcpu"}
+var leaves = []string{"sriov/pci", "sriov/sysfs", "rdma/ib", "guestshim/pingpong", "guestshim/bulk", "bench/hostcpu"}
 
 var layers = []layer{
 	{prefix: "sriov/pci", leaf: true},
 	{prefix: "sriov/sysfs", may: []string{"sriov/pci"}, leaf: true},
 	{prefix: "rdma/ib", may: []string{"sriov/pci"}, leaf: true},
 	{prefix: "guestshim/pingpong", may: []string{"sriov/pci"}, leaf: true},
+	{prefix: "guestshim/bulk", leaf: true},
 	{prefix: "bench/hostcpu", may: []string{"sriov/pci"}, leaf: true, extra: []string{"github.com/prometheus/procfs"}},
 	{prefix: "guestshim/xenstore", leaf: true},
 	{prefix: "guestshim/xschannel", may: []string{"guestshim/xenstore"}, leaf: true},
