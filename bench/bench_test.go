@@ -35,7 +35,7 @@ func fixture(t *testing.T) *Result {
 	exits := map[PathName]float64{Native: 0.02, Direct: 3.3, Bridged: 4.0}
 	zero := 0
 	for i, name := range PathNames() {
-		p := Path{Name: name, Carries: Carries(name), Ends: []End{{Where: "peer", Netdev: "eth3", Driver: "igb", RxUsecs: &zero}}}
+		p := Path{Name: name, Carries: Carries(name, ""), Ends: []End{{Where: "peer", Netdev: "eth3", Driver: "igb", RxUsecs: &zero}}}
 		for j, size := range []int{64, 256, 1024} {
 			p.Sizes = append(p.Sizes, fixtureSize(t, uint64(10*i+j), size, base[name]+float64(j)*5, exits[name]))
 		}

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"vfbroker/bench/guest"
 )
 
 // The charts are drawn in units of a narrow page, so that their text can be
@@ -14,6 +16,7 @@ import (
 const (
 	chartWidth = 440.0
 	plotLeft   = 66.0
+	xenLeft    = 92.0 // where the names of paths hold their guest's
 	plotRight  = 420.0
 	rowHeight  = 19.0
 	textDown   = 4.5 // from the middle of a line of text to its base
@@ -21,8 +24,9 @@ const (
 	bucketColours = 8
 )
 
-// axis maps values to x; ticks are round numbers.
+// axis maps values to x from Left on; ticks are round numbers.
 type axis struct {
+	Left     float64
 	Min, Max float64
 	Log      bool // then Min is above zero
 	Ticks    []tick
@@ -34,12 +38,12 @@ type tick struct {
 }
 
 // newAxis starts at zero: a length that starts elsewhere misleads.
-func newAxis(largest float64) axis {
+func newAxis(left, largest float64) axis {
 	if largest <= 0 || math.IsNaN(largest) {
 		largest = 1
 	}
 	step := niceStep(largest / 4)
-	a := axis{Max: step * math.Ceil(largest/step)}
+	a := axis{Left: left, Max: step * math.Ceil(largest/step)}
 	for v := 0.0; v <= a.Max+step/2; v += step {
 		a.Ticks = append(a.Ticks, tick{At: a.x(v), Text: trimmed(v)})
 	}
@@ -47,8 +51,8 @@ func newAxis(largest float64) axis {
 }
 
 // newLogAxis is for curves, where equal distances are equal ratios; it starts at or below least, above zero.
-func newLogAxis(least, largest float64) axis {
-	a := axis{Log: true, Min: math.Inf(1), Max: niceStep(largest)}
+func newLogAxis(left, least, largest float64) axis {
+	a := axis{Left: left, Log: true, Min: math.Inf(1), Max: niceStep(largest)}
 	for decade := math.Pow(10, math.Floor(math.Log10(least))); decade <= a.Max; decade *= 10 {
 		for _, m := range []float64{1, 2, 5} {
 			if v := m * decade; v <= a.Max*1.0001 && 2.5*v > least {
@@ -69,7 +73,18 @@ func (a axis) x(v float64) float64 {
 	if a.Log {
 		part = math.Log(v/a.Min) / math.Log(a.Max/a.Min)
 	}
-	return plotLeft + (plotRight-plotLeft)*part
+	return a.Left + (plotRight-a.Left)*part
+}
+
+// NameX is where the names at the left end.
+func (a axis) NameX() float64 { return a.Left - 8 }
+
+// left is where the charts of a result begin.
+func (r *Result) left() float64 {
+	if r.onXen() {
+		return xenLeft
+	}
+	return plotLeft
 }
 
 // niceStep is the 1, 2 or 5 times a power of ten at or above v.
@@ -145,7 +160,7 @@ type legend struct{ Class, Text string }
 func distributionChart(r *Result) (chart, error) {
 	c := chart{ID: "distribution", Title: fmt.Sprintf("Distribution of round trips, %d bytes", SummaryBytes), Unit: "µs",
 		Top: 12, Bottom: 232, Height: 272}
-	hists := map[PathName]*hdrhistogram.Histogram{}
+	hists := map[string]*hdrhistogram.Histogram{}
 	least, largest := math.Inf(1), 0.0
 	for _, p := range r.Paths {
 		s, ok := p.Size(SummaryBytes)
@@ -154,25 +169,25 @@ func distributionChart(r *Result) (chart, error) {
 		}
 		h, err := hdrhistogram.Decode([]byte(s.Histogram))
 		if err != nil {
-			return chart{}, fmt.Errorf("decode histogram of path %s: %w", p.Name, err)
+			return chart{}, fmt.Errorf("decode histogram of path %s: %w", p.Label(), err)
 		}
-		hists[p.Name] = h
+		hists[p.Label()] = h
 		least = min(least, float64(h.Min())/1000)
 		largest = max(largest, float64(h.ValueAtPercentile(99.9))/1000)
 	}
 	if len(hists) == 0 {
 		return c, nil
 	}
-	c.Axis = newLogAxis(least, largest)
+	c.Axis = newLogAxis(r.left(), least, largest)
 	for _, share := range []float64{0, 50, 90, 99, 99.9} {
 		c.Levels = append(c.Levels, level{Y: c.nines(share / 100), Text: trimmed(share) + " %"})
 	}
 	var said []string
 	for _, p := range r.Paths {
-		if h := hists[p.Name]; h != nil {
-			c.Curves = append(c.Curves, c.curve(p.Name, h))
-			c.Legend = append(c.Legend, legend{string(p.Name), string(p.Name)})
-			said = append(said, fmt.Sprintf("%s: half within %.1f µs, 99 %% within %.1f µs", p.Name,
+		if h := hists[p.Label()]; h != nil {
+			c.Curves = append(c.Curves, c.curve(p.class(), h))
+			c.Legend = append(c.Legend, legend{p.class(), p.Label()})
+			said = append(said, fmt.Sprintf("%s: half within %.1f µs, 99 %% within %.1f µs", p.Label(),
 				float64(h.ValueAtPercentile(50))/1000, float64(h.ValueAtPercentile(99))/1000))
 		}
 	}
@@ -192,7 +207,7 @@ func (c chart) nines(share float64) float64 {
 	return c.Bottom - (c.Bottom-c.Top)*v/float64(n)
 }
 
-func (c chart) curve(name PathName, h *hdrhistogram.Histogram) curve {
+func (c chart) curve(class string, h *hdrhistogram.Histogram) curve {
 	var points strings.Builder
 	const steps = 120
 	y := c.Bottom
@@ -206,7 +221,7 @@ func (c chart) curve(name PathName, h *hdrhistogram.Histogram) curve {
 		y = c.nines(share)
 		fmt.Fprintf(&points, "%.1f,%.1f ", x, y)
 	}
-	return curve{Class: string(name), Points: strings.TrimSpace(points.String())}
+	return curve{Class: class, Points: strings.TrimSpace(points.String())}
 }
 
 // sizesChart draws p50 and p99 of every path and size.
@@ -218,7 +233,7 @@ func sizesChart(r *Result) chart {
 			largest = max(largest, s.Latency.P99.Value/1000)
 		}
 	}
-	c.Axis = newAxis(largest)
+	c.Axis = newAxis(r.left(), largest)
 	y := c.Top
 	var said []string
 	for _, bytes := range r.sizes() {
@@ -231,10 +246,10 @@ func sizesChart(r *Result) chart {
 			}
 			l := s.Latency
 			at := y + rowHeight/2
-			c.Marks = append(c.Marks, mark{Class: string(p.Name), Y: at, From: c.Axis.x(0),
+			c.Marks = append(c.Marks, mark{Class: p.class(), Y: at, From: c.Axis.x(0),
 				P50: c.Axis.x(l.P50.Value / 1000), P99: c.Axis.x(l.P99.Value / 1000),
-				Name: string(p.Name), NameY: at + textDown, Text: microseconds(l.P50.Value)})
-			said = append(said, fmt.Sprintf("%s %d bytes: %s, %s µs", p.Name, bytes, microseconds(l.P50.Value), microseconds(l.P99.Value)))
+				Name: p.Label(), NameY: at + textDown, Text: microseconds(l.P50.Value)})
+			said = append(said, fmt.Sprintf("%s %d bytes: %s, %s µs", p.Label(), bytes, microseconds(l.P50.Value), microseconds(l.P99.Value)))
 			y += rowHeight
 		}
 		y += rowHeight / 3
@@ -247,19 +262,23 @@ func sizesChart(r *Result) chart {
 // cpuChart draws what a message costs the host, by bucket, one bar a path.
 func cpuChart(r *Result) chart {
 	c := chart{ID: "cpu", Title: fmt.Sprintf("Host CPU per message, %d bytes, by bucket", SummaryBytes), Unit: "µs", Top: 12}
-	names := r.costs(CostCPU)
-	totals, largest := map[PathName]float64{}, 0.0
-	for _, p := range r.Paths {
-		for _, name := range names {
-			totals[p.Name] += netCost(p, name) / 1000
-		}
-		largest = max(largest, totals[p.Name])
+	if r.onXen() {
+		c.Title = fmt.Sprintf("CPU per message, %d bytes, by domain", SummaryBytes)
 	}
-	c.Axis = newAxis(largest * 1.12) // room for the total at the bar's end
+	names := r.costs(CostCPU)
+	largest := 0.0
+	for _, p := range r.Paths {
+		drawn := 0.0
+		for _, name := range names {
+			drawn += netCost(p, name) / 1000
+		}
+		largest = max(largest, drawn)
+	}
+	c.Axis = newAxis(r.left(), largest*1.12) // room for the total at the bar's end
 	y := c.Top
 	var said []string
 	for _, p := range r.Paths {
-		if _, ok := p.Size(SummaryBytes); !ok {
+		if _, ok := p.Size(SummaryBytes); !ok || len(names) == 0 {
 			continue
 		}
 		sum := 0.0
@@ -268,11 +287,11 @@ func cpuChart(r *Result) chart {
 			from, to := c.Axis.x(sum), c.Axis.x(sum+v)
 			c.Bars = append(c.Bars, bar{Class: bucketClass(i), X: from, Y: y + 3, W: to - from, H: rowHeight})
 			sum += v
-			said = append(said, fmt.Sprintf("%s %s %.1f µs", p.Name, name, v))
+			said = append(said, fmt.Sprintf("%s %s %.1f µs", p.Label(), name, v))
 		}
 		last := &c.Bars[len(c.Bars)-1]
-		last.Name, last.NameY = string(p.Name), y+3+rowHeight/2+textDown
-		last.Text, last.TextX = rounded(r.Path(p.Name).total(names)/1000, 1), c.Axis.x(sum)+5
+		last.Name, last.NameY = p.Label(), y+3+rowHeight/2+textDown
+		last.Text, last.TextX = rounded(p.total(names)/1000, 1), c.Axis.x(sum)+5
 		y += 1.6 * rowHeight
 	}
 	for i, name := range names {
@@ -295,7 +314,7 @@ func eventsChart(r *Result) chart {
 			largest = max(largest, k.Gross, k.Net.Value)
 		}
 	}
-	c.Axis = newAxis(largest * 1.15)
+	c.Axis = newAxis(r.left(), largest*1.15)
 	y := c.Top
 	var said []string
 	for _, name := range names {
@@ -309,10 +328,10 @@ func eventsChart(r *Result) chart {
 			}
 			net := c.Axis.x(k.Net.Value)
 			gross := max(net, c.Axis.x(k.Gross))
-			c.Bars = append(c.Bars, bar{Class: string(p.Name), X: plotLeft, Y: y + 3, W: net - plotLeft, H: rowHeight - 6,
+			c.Bars = append(c.Bars, bar{Class: p.class(), X: c.Axis.Left, Y: y + 3, W: net - c.Axis.Left, H: rowHeight - 6,
 				Background: gross - net, BackgroundStart: net,
-				Name: string(p.Name), NameY: y + rowHeight/2 + textDown, Text: fmt.Sprintf("%.2f", k.Net.Value), TextX: gross + 5})
-			said = append(said, fmt.Sprintf("%s %s %.2f", p.Name, name, k.Net.Value))
+				Name: p.Label(), NameY: y + rowHeight/2 + textDown, Text: fmt.Sprintf("%.2f", k.Net.Value), TextX: gross + 5})
+			said = append(said, fmt.Sprintf("%s %s %.2f", p.Label(), name, k.Net.Value))
 			y += rowHeight
 		}
 		y += rowHeight / 3
@@ -328,6 +347,14 @@ func (c *chart) finish(y float64) {
 }
 
 func bucketClass(i int) string { return fmt.Sprintf("b%d", i%bucketColours) }
+
+// class is the name of a path's colour.
+func (p Path) class() string {
+	if p.Guest == guest.XenHVM {
+		return string(p.Name) + "-" + p.Guest
+	}
+	return string(p.Name)
+}
 
 // total is the net sum of costs, in their unit; a bucket below zero is the error of a difference and counts as such.
 func (p Path) total(names []string) float64 {

@@ -62,6 +62,17 @@ func cpuModel(fs sysfs.FS) string {
 	return ""
 }
 
+// xenRelease is the hypervisor's release, like 4.20, and its whole version
+// (Documentation/ABI/stable/sysfs-hypervisor-xen); what it does not show is empty.
+func xenRelease(fs sysfs.FS) (release, version string) {
+	part := func(name string) string {
+		text, _ := sysfs.ReadString(fs, "/sys/hypervisor/version/"+name)
+		return text
+	}
+	release = part("major") + "." + part("minor")
+	return release, release + part("extra")
+}
+
 // qemuVersion is the first line that QEMU says of itself, "" when it says nothing.
 func qemuVersion(ctx context.Context, program string) string {
 	out, err := exec.CommandContext(ctx, program, "--version").Output()

@@ -71,7 +71,7 @@ func TestAxis(t *testing.T) {
 		max     float64
 		last    string
 	}{{317, 400, "400"}, {0.3, 0.3, "0.3"}, {0, 1, "1"}, {96, 100, "100"}, {1000, 1000, "1000"}} {
-		a := newAxis(tt.largest)
+		a := newAxis(plotLeft, tt.largest)
 		if got := a.Ticks[len(a.Ticks)-1].Text; a.Max < tt.largest || got != tt.last {
 			t.Errorf("axis up to %v ends at %v (%q), want %q", tt.largest, a.Max, got, tt.last)
 		}
@@ -80,7 +80,7 @@ func TestAxis(t *testing.T) {
 
 func TestLogAxis(t *testing.T) {
 	t.Parallel()
-	a := newLogAxis(83, 958)
+	a := newLogAxis(plotLeft, 83, 958)
 	var texts []string
 	for _, tick := range a.Ticks {
 		texts = append(texts, tick.Text)

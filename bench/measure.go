@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -31,60 +32,71 @@ func order(paths int, loads []Load) []block {
 	return blocks
 }
 
-// measure runs all blocks and makes the paths of the result.
-func (r *run) measure(ctx context.Context) error {
+// measure runs all blocks of some paths, with a guest or without one, and then their bulk transfers, which so
+// disturb no block.
+func (r *run) measure(ctx context.Context, g *tested, paths []*endpoint) error {
+	if len(paths) == 0 {
+		return nil
+	}
 	if err := pause(ctx, settle); err != nil { // what was just started has its last work behind it
 		return err
 	}
-	slices.SortFunc(r.endpoints, func(a, b *endpoint) int {
+	slices.SortFunc(paths, func(a, b *endpoint) int {
 		return slices.Index(PathNames(), a.name) - slices.Index(PathNames(), b.name)
 	})
 	measured := map[block][]Measured{}
-	blocks := order(len(r.endpoints), r.cfg.Loads)
+	blocks := order(len(paths), r.cfg.Loads)
 	for i, b := range blocks {
-		e, load := r.endpoints[b.path], r.cfg.Loads[b.load]
-		m, err := r.block(ctx, e, load)
+		e, load := paths[b.path], r.cfg.Loads[b.load]
+		m, err := r.block(ctx, g, e, load)
 		if err != nil {
-			return fmt.Errorf("measure %s with %d bytes: %w", e.name, load.Bytes, err)
+			return fmt.Errorf("measure %s with %d bytes: %w", e.path, load.Bytes, err)
 		}
-		m.Sequence = i
+		m.Sequence = r.blocks
+		r.blocks++
 		measured[b] = append(measured[b], m)
 		sorted := slices.Sorted(slices.Values(m.RTTs))
-		r.cfg.Progress("block %d of %d: %s, %d bytes: p50 %s µs", i+1, len(blocks), e.name, load.Bytes, microseconds(float64(quantile(sorted, 0.5))))
+		r.cfg.Progress("block %d of %d: %s, %d bytes: p50 %s µs", i+1, len(blocks), e.path, load.Bytes, microseconds(float64(quantile(sorted, 0.5))))
 	}
-	return r.collect(measured)
+	for i, e := range paths {
+		p, err := r.figures(e, func(load int) []Measured { return measured[block{path: i, load: load}] })
+		if err != nil {
+			return err
+		}
+		if p.Bulk, err = r.transfer(ctx, e); err != nil {
+			return err
+		}
+		r.measured[e.path] = p
+	}
+	return nil
 }
 
 // block measures one block and the idle block after it.
-func (r *run) block(ctx context.Context, e *endpoint, load Load) (Measured, error) {
-	qemu := 0
-	if r.guest != nil {
-		qemu = r.guest.PID()
-	}
-	before, err := look(ctx, e, qemu)
+func (r *run) block(ctx context.Context, g *tested, e *endpoint, load Load) (Measured, error) {
+	before, err := r.meter.look(ctx, g, e)
 	if err != nil {
 		return Measured{}, err
 	}
-	res, err := e.client.PingPong(ctx, pingpong.Spec{Peer: e.peer, Size: load.Bytes, Warmup: load.warmup(), Rounds: load.Rounds, Timeout: roundTimeout})
+	res, err := e.client.PingPong(ctx, pingpong.Spec{Peer: e.far.addr, Size: load.Bytes, Warmup: load.warmup(), Rounds: load.Rounds, Timeout: roundTimeout})
 	if err != nil {
 		return Measured{}, err
 	}
 	if len(res.RTTs) == 0 {
 		return Measured{}, fmt.Errorf("no reply of %d came back", res.Lost)
 	}
-	after, err := look(ctx, e, qemu)
+	after, err := r.meter.look(ctx, g, e)
 	if err != nil {
 		return Measured{}, err
 	}
-	gross := spent(after.Sub(before))
+	gross := after.since(before)
 	if err := pause(ctx, gross.Span); err != nil {
 		return Measured{}, err
 	}
-	end, err := look(ctx, e, qemu)
+	end, err := r.meter.look(ctx, g, e)
 	if err != nil {
 		return Measured{}, err
 	}
-	return Measured{RTTs: res.RTTs, Lost: res.Lost, Gross: gross, Idle: spent(end.Sub(after))}, nil
+	return Measured{RTTs: res.RTTs, Lost: res.Lost, Gross: gross, Idle: end.since(after)}, nil
 }
 
 // pause waits for a span of time; nothing else can be waited for in an idle block.
@@ -99,25 +111,30 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// collect makes the paths of the result, measured or not.
-func (r *run) collect(measured map[block][]Measured) error {
-	for _, name := range PathNames() {
-		p := Path{Name: name, Carries: Carries(name), Missing: r.missing[name]}
-		i := slices.IndexFunc(r.endpoints, func(e *endpoint) bool { return e.name == name })
-		switch {
-		case i < 0 && p.Missing == "":
-			p.Missing = "not part of this run"
-		case i >= 0:
-			p.Ends = r.endpoints[i].ends
-			for l, load := range r.cfg.Loads {
-				s, err := NewSize(load.Bytes, load.warmup(), measured[block{path: i, load: l}])
-				if err != nil {
-					return err
-				}
-				p.Sizes = append(p.Sizes, s)
-			}
+// figures makes the path of the result from its blocks.
+func (r *run) figures(e *endpoint, blocks func(load int) []Measured) (Path, error) {
+	p := Path{Name: e.name, Guest: e.kind, Carries: Carries(e.name, e.kind), Ends: e.ends}
+	for i, load := range r.cfg.Loads {
+		s, err := NewSize(load.Bytes, load.warmup(), blocks(i))
+		if err != nil {
+			return Path{}, err
+		}
+		p.Sizes = append(p.Sizes, s)
+	}
+	return p, nil
+}
+
+// collect puts the paths into the result, measured or not.
+func (r *run) collect() {
+	wanted := r.each(Native)
+	for _, g := range r.cfg.Guests {
+		wanted = append(wanted, path{Direct, g.Xen}, path{Bridged, g.Xen})
+	}
+	for _, w := range wanted {
+		p, ok := r.measured[w]
+		if !ok {
+			p = Path{Name: w.name, Guest: w.kind, Carries: Carries(w.name, w.kind), Missing: cmp.Or(r.missing[w], notPart)}
 		}
 		r.result.Paths = append(r.result.Paths, p)
 	}
-	return nil
 }

@@ -1,6 +1,6 @@
 // Package bench measures what lending a VF to a guest saves: UDP round trips
 // over the native, the direct and the bridged path, with the host CPU, the KVM
-// exits and the interrupts that each message costs, and the report of it.
+// exits and the interrupts that each message costs, or under Xen the CPU of each domain, and the report of it.
 //
 // It is a client of the broker: the VF of the direct path comes by a lease.
 package bench
@@ -10,7 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
+
+	"vfbroker/bench/guest"
 )
 
 // Schema names the form of a Result. A change that a reader could notice is another name.
@@ -26,7 +29,7 @@ type PathName string
 const (
 	Native  PathName = "native"  // VF with its kernel driver on the host
 	Direct  PathName = "direct"  // guest, VF by a lease
-	Bridged PathName = "bridged" // guest, virtio, vhost, tap, bridge, uplink
+	Bridged PathName = "bridged" // guest, virtio and vhost or netfront and netback, bridge, uplink
 )
 
 // PathNames lists all paths in the order in which they are shown.
@@ -36,12 +39,14 @@ func PathNames() []PathName { return []PathName{Native, Direct, Bridged} }
 type Result struct {
 	Schema      string            `json:"schema"`
 	Created     time.Time         `json:"created"`
-	Summary     Summary           `json:"summary"`
-	Reasons     map[string]string `json:"reasons"` // why a value is null, by its place in this document
+	Summary     Summary           `json:"summary"`               // of the KVM guest, or of Xen's PV guest
+	SummaryHVM  *Summary          `json:"summary_hvm,omitempty"` // of Xen's HVM guest
+	Reasons     map[string]string `json:"reasons"`               // why a value is null, by its place in this document
 	Environment Environment       `json:"environment"`
 	Method      Method            `json:"method"`
 	Paths       []Path            `json:"paths"` // every path, measured or not
 	Lease       *Lease            `json:"lease"` // how the direct path's VF was lent
+	LeaseHVM    *Lease            `json:"lease_hvm,omitempty"`
 }
 
 // Summary is the run in seven values, all for messages of SummaryBytes.
@@ -77,13 +82,14 @@ type Environment struct {
 	Clock       Clock  `json:"clock"`
 	ClockReason string `json:"clock_reason,omitempty"` // why it is not the deterministic one
 	Accelerator string `json:"accelerator"`            // of the guests
+	Hypervisor  string `json:"hypervisor,omitempty"`   // Xen and its version; "" KVM, which is the kernel's
 	Kernel      string `json:"kernel"`
 	GuestKernel string `json:"guest_kernel,omitempty"`
 	QEMU        string `json:"qemu,omitempty"` // that runs the guests
 	CPU         string `json:"cpu"`
 	CPUs        int    `json:"cpus"`
 	Cmdline     string `json:"cmdline"`
-	GuestArgs   string `json:"guest_args,omitempty"`   // QEMU's command line
+	GuestArgs   string `json:"guest_args,omitempty"`   // QEMU's command line, or what xl made the domains of
 	HaltPollNs  *int64 `json:"halt_poll_ns"`           // of the module kvm
 	ClockSource string `json:"clock_source,omitempty"` // the host kernel's
 	Version     string `json:"version,omitempty"`      // of vfbench
@@ -99,9 +105,11 @@ type Method struct {
 // Path is one path, measured or not.
 type Path struct {
 	Name    PathName `json:"name"`
+	Guest   string   `json:"guest,omitempty"`   // kind of the Xen guest whose it is, pv or hvm
 	Carries string   `json:"carries"`           // what the messages pass through
 	Missing string   `json:"missing,omitempty"` // why it was not measured
 	Ends    []End    `json:"ends,omitempty"`
+	Bulk    *Bulk    `json:"bulk"` // null: it was not measured
 	Sizes   []Size   `json:"sizes,omitempty"`
 }
 
@@ -198,14 +206,56 @@ type Step struct {
 	Duration time.Duration `json:"duration_ns"`
 }
 
-// Path finds a path of the result; a name that it does not hold is an empty, missing path.
-func (r *Result) Path(name PathName) Path {
+// notPart is why a path that nobody asked for is missing.
+const notPart = "not part of this run"
+
+// Path finds a path of the result, by its name and the kind of its Xen guest; one that it does not hold is
+// an empty, missing path. The native path is no guest's.
+func (r *Result) Path(name PathName, kind string) Path {
+	if name == Native {
+		kind = ""
+	}
 	for _, p := range r.Paths {
-		if p.Name == name {
+		if p.Name == name && p.Guest == kind {
 			return p
 		}
 	}
-	return Path{Name: name, Missing: "not part of this run"}
+	return Path{Name: name, Guest: kind, Missing: notPart}
+}
+
+// Label names a path where those of several guests are shown.
+func (p Path) Label() string { return pathLabel(p.Name, p.Guest) }
+
+func pathLabel(name PathName, kind string) string {
+	if kind == "" {
+		return string(name)
+	}
+	return kind + " " + string(name)
+}
+
+// kinds are the kinds of Xen guests that have a path in the result, PV first; on KVM "" is all there is.
+func (r *Result) kinds() []string {
+	var kinds []string
+	for _, kind := range []string{guest.XenPV, guest.XenHVM} {
+		if slices.ContainsFunc(r.Paths, func(p Path) bool { return p.Guest == kind }) {
+			kinds = append(kinds, kind)
+		}
+	}
+	if len(kinds) == 0 {
+		return []string{""}
+	}
+	return kinds
+}
+
+// summary is that of a kind of guest, and its place in the document.
+func (r *Result) summary(kind string) (*Summary, string) {
+	if kind == guest.XenHVM {
+		if r.SummaryHVM == nil {
+			r.SummaryHVM = new(Summary)
+		}
+		return r.SummaryHVM, "summary_hvm"
+	}
+	return &r.Summary, "summary"
 }
 
 // Size finds the figures of a message size.
@@ -233,7 +283,7 @@ func (r *Result) Check() error {
 	if r.Schema != Schema {
 		return fmt.Errorf("read result: schema %q, this vfbench knows %q", r.Schema, Schema)
 	}
-	if r.Environment.Emulated && (r.Environment.Label == "" || r.Summary.Label == "") {
+	if r.Environment.Emulated && (r.Environment.Label == "" || r.Summary.Label == "" || r.SummaryHVM != nil && r.SummaryHVM.Label == "") {
 		return ErrUnlabelled
 	}
 	return nil

@@ -117,16 +117,16 @@ func TestSpent(t *testing.T) {
 
 func TestLacks(t *testing.T) {
 	t.Parallel()
-	r := &run{cfg: Config{Paths: []PathName{Native, Bridged}, Progress: func(string, ...any) {}}, missing: map[PathName]string{}}
-	if err := r.lacks(context.Background(), errors.New("no NIC\n--- a long log ---"), Native, Direct); err != nil {
+	r := &run{cfg: Config{Paths: []PathName{Native, Bridged}, Progress: func(string, ...any) {}}, missing: map[path]string{}}
+	if err := r.lacks(context.Background(), errors.New("no NIC\n--- a long log ---"), path{name: Native}, path{Direct, "pv"}); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(map[PathName]string{Native: "no NIC"}, r.missing); diff != "" {
+	if diff := cmp.Diff(map[path]string{{name: Native}: "no NIC"}, r.missing, cmp.AllowUnexported(path{})); diff != "" {
 		t.Errorf("missing (-want +got):\n%s", diff)
 	}
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	if err := r.lacks(ended, errors.New("no NIC"), Bridged); !errors.Is(err, context.Canceled) {
+	if err := r.lacks(ended, errors.New("no NIC"), path{name: Bridged}); !errors.Is(err, context.Canceled) {
 		t.Errorf("an interrupted run goes on: %v", err)
 	}
 }

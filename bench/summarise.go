@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"vfbroker/bench/guest"
 )
 
 // Names of the costs that the summary needs. The others are the buckets and events of bench/hostcpu.
@@ -132,7 +134,7 @@ func appendCost(costs []Cost, blocks []Block, warmup int, name string, kind Cost
 // inOrder lists names in the order in which costs are shown; names that are
 // not in it come last.
 func inOrder[T any](m map[string]T) []string {
-	order := []string{bucketVCPU, "vhost", "qemu", string(bucketClient), string(bucketPeer), "other",
+	order := []string{bucketVCPU, "vhost", "qemu", string(bucketClient), string(bucketPeer), "other", bucketDom0,
 		"softirq", "irq", "guest", "exit",
 		costExits, "halt_exits", "insn_emulation", "irq_exits", "io_exits", "mmio_exits", "irq_injections", "interrupts"}
 	rank := func(name string) int {
@@ -154,29 +156,77 @@ func mapped(blocks []Block, of func(Block) float64) []float64 {
 	return out
 }
 
-// Summarise fills the summary and the reasons from the paths.
+// Summarise fills the summaries and the reasons from the paths.
 func (r *Result) Summarise() {
 	if r.Reasons == nil {
 		r.Reasons = map[string]string{}
 	}
-	maps.DeleteFunc(r.Reasons, func(place, _ string) bool { return strings.HasPrefix(place, "summary.") })
-	s := Summary{Label: r.Environment.Label}
-	s.NativeP50 = r.summaryP50(Native, "native_p50_ns")
-	s.DirectP50 = r.summaryP50(Direct, "direct_p50_ns")
-	s.BridgedP50 = r.summaryP50(Bridged, "bridged_p50_ns")
-	s.DirectExits = r.summaryExits(Direct, "direct_exits_per_message")
-	s.BridgedExits = r.summaryExits(Bridged, "bridged_exits_per_message")
-	r.Summary = s
-	r.summariseSaved()
+	maps.DeleteFunc(r.Reasons, func(place, _ string) bool { return strings.HasPrefix(place, "summary") })
+	r.Summary, r.SummaryHVM = Summary{Label: r.Environment.Label}, nil
+	for i, kind := range r.kinds() {
+		if i == 0 && kind == guest.XenHVM {
+			r.summarise(guest.XenPV) // of which nothing is known
+		}
+		r.summarise(kind)
+	}
 	r.explain()
+}
+
+// summarise fills the summary of a kind of guest.
+func (r *Result) summarise(kind string) {
+	s, place := r.summary(kind)
+	*s = Summary{Label: r.Environment.Label}
+	unknown := func(field, why string) { r.Reasons[place+"."+field] = why }
+	p50 := func(name PathName, field string) *float64 {
+		size, why := r.summarySize(name, kind)
+		if why != "" {
+			unknown(field, why)
+			return nil
+		}
+		return &size.Latency.P50.Value
+	}
+	exits := func(name PathName, field string) *float64 {
+		size, why := r.summarySize(name, kind)
+		if why == "" {
+			if c, ok := size.Cost(costExits); ok {
+				return &c.Net.Value
+			}
+			why = noExits(kind)
+		}
+		unknown(field, why)
+		return nil
+	}
+	s.NativeP50 = p50(Native, "native_p50_ns")
+	s.DirectP50 = p50(Direct, "direct_p50_ns")
+	s.BridgedP50 = p50(Bridged, "bridged_p50_ns")
+	s.DirectExits = exits(Direct, "direct_exits_per_message")
+	s.BridgedExits = exits(Bridged, "bridged_exits_per_message")
+	if why := r.savedUnknown(s, place); why != "" {
+		unknown("saved_percent", why)
+		unknown("saved_percent_interval", why)
+		return
+	}
+	saved := savedPercent(*s.DirectP50, *s.BridgedP50)
+	interval := r.savedInterval(kind)
+	s.Saved, s.SavedInterval = &saved, &interval
+}
+
+// noExits is why exits are not known.
+func noExits(kind string) string {
+	if kind == "" {
+		return "the host's kernel does not show KVM's counters (debugfs)"
+	}
+	return "Xen counts no exits by guest (but where it is built with CONFIG_PERF_COUNTERS, for the whole host)"
 }
 
 // explain gives the other nulls their reasons.
 func (r *Result) explain() {
+	blind, why := r.noCPU()
 	for place, null := range map[string]struct {
 		is  bool
 		why string
 	}{
+		"paths.sizes.costs":        {blind, why},
 		"environment.halt_poll_ns": {r.Environment.HaltPollNs == nil, "the module kvm is not loaded"},
 		"lease":                    {r.Lease == nil, "the broker lent no VF in this run"},
 	} {
@@ -187,29 +237,24 @@ func (r *Result) explain() {
 	}
 }
 
-func (r *Result) summaryP50(name PathName, field string) *float64 {
-	size, why := r.summarySize(name)
-	if why != "" {
-		r.Reasons["summary."+field] = why
-		return nil
-	}
-	return &size.Latency.P50.Value
-}
-
-func (r *Result) summaryExits(name PathName, field string) *float64 {
-	size, why := r.summarySize(name)
-	if why == "" {
-		if c, ok := size.Cost(costExits); ok {
-			return &c.Net.Value
+// noCPU says whether nothing is known of the CPU that messages cost, and why.
+func (r *Result) noCPU() (blind bool, why string) {
+	for _, p := range r.Paths {
+		for _, s := range p.Sizes {
+			if slices.ContainsFunc(s.Costs, func(c Cost) bool { return c.Kind == CostCPU }) {
+				return false, ""
+			}
+			blind = true
+			for _, b := range s.Blocks {
+				why = cmp.Or(why, strings.Join(b.Gross.Notes, "; "))
+			}
 		}
-		why = "the host's kernel does not show KVM's counters (debugfs)"
 	}
-	r.Reasons["summary."+field] = why
-	return nil
+	return blind, why
 }
 
-func (r *Result) summarySize(name PathName) (Size, string) {
-	p := r.Path(name)
+func (r *Result) summarySize(name PathName, kind string) (Size, string) {
+	p := r.Path(name, kind)
 	if p.Missing != "" {
 		return Size{}, p.Missing
 	}
@@ -220,33 +265,22 @@ func (r *Result) summarySize(name PathName) (Size, string) {
 	return size, ""
 }
 
-func (r *Result) summariseSaved() {
-	s := &r.Summary
-	why := ""
+// savedUnknown is why it is not known what is saved; "" it is.
+func (r *Result) savedUnknown(s *Summary, place string) string {
 	switch {
 	case r.Environment.Clock == ClockWall:
-		why = r.Environment.ClockReason
-		if why == "" {
-			why = "on the wall clock of an emulated host timer ticks take longer than messages"
-		}
+		return cmp.Or(r.Environment.ClockReason, "on the wall clock of an emulated host timer ticks take longer than messages")
 	case s.DirectP50 == nil:
-		why = "direct: " + r.Reasons["summary.direct_p50_ns"]
+		return "direct: " + r.Reasons[place+".direct_p50_ns"]
 	case s.BridgedP50 == nil:
-		why = "bridged: " + r.Reasons["summary.bridged_p50_ns"]
+		return "bridged: " + r.Reasons[place+".bridged_p50_ns"]
 	}
-	if why != "" {
-		r.Reasons["summary.saved_percent"] = why
-		r.Reasons["summary.saved_percent_interval"] = why
-		return
-	}
-	saved := savedPercent(*s.DirectP50, *s.BridgedP50)
-	interval := r.savedInterval()
-	s.Saved, s.SavedInterval = &saved, &interval
+	return ""
 }
 
-func (r *Result) savedInterval() Interval {
-	direct, _ := r.Path(Direct).Size(SummaryBytes)
-	bridged, _ := r.Path(Bridged).Size(SummaryBytes)
+func (r *Result) savedInterval(kind string) Interval {
+	direct, _ := r.Path(Direct, kind).Size(SummaryBytes)
+	bridged, _ := r.Path(Bridged, kind).Size(SummaryBytes)
 	p50 := func(b Block) float64 { return float64(b.P50) }
 	return savedInterval(mapped(direct.Blocks, p50), mapped(bridged.Blocks, p50))
 }
@@ -260,15 +294,22 @@ func DefaultMethod() Method {
 	}
 }
 
-// Carries says what the messages of a path pass through at the end that differs.
-func Carries(name PathName) string {
-	switch name {
-	case Native:
+// Carries says what the messages of a path pass through at the end that differs; kind is the Xen
+// guest's, "" is KVM's.
+func Carries(name PathName, kind string) string {
+	switch {
+	case name == Native:
 		return "VF with its kernel driver on the host"
-	case Direct:
+	case name == Direct && kind == "":
 		return "guest, VF by vfio-pci"
-	case Bridged:
+	case name == Direct && kind == guest.XenPV:
+		return "PV guest, VF by pcifront and pciback"
+	case name == Direct:
+		return "HVM guest, VF by pciback and the device model"
+	case name == Bridged && kind == "":
 		return "guest, virtio-net, vhost, tap, bridge, uplink"
+	case name == Bridged:
+		return strings.ToUpper(kind) + " guest, netfront, netback, bridge, uplink"
 	}
 	return string(name)
 }

@@ -18,6 +18,7 @@ func (r *Result) WriteText(out io.Writer) error {
 	fmt.Fprintf(w, "%s\n\n", r.Method.Estimate)
 	r.writeLatency(w)
 	r.writeCosts(w)
+	r.writeBulk(w)
 	r.writeMissing(w)
 	fmt.Fprintf(w, "%s\n", r.Headline())
 	_, err := io.WriteString(out, w.String())
@@ -49,9 +50,9 @@ func (r *Result) writeLatency(w io.Writer) {
 				continue
 			}
 			l := s.Latency
-			fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t\n", p.Name, bytes, len(s.Blocks), l.Rounds, l.Lost,
+			fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t\n", p.Label(), bytes, len(s.Blocks), l.Rounds, l.Lost,
 				microseconds(l.P50.Value), interval(l.P50.Interval), microseconds(l.P99.Value), interval(l.P99.Interval),
-				microseconds(float64(l.Min)), microseconds(float64(l.Max)), r.savedAt(p.Name, bytes))
+				microseconds(float64(l.Min)), microseconds(float64(l.Max)), r.savedAt(p, bytes))
 		}
 	}
 	t.Flush()
@@ -59,10 +60,10 @@ func (r *Result) writeLatency(w io.Writer) {
 }
 
 // savedAt is what the direct path saves of the bridged one at a size, for the table.
-func (r *Result) savedAt(path PathName, bytes int) string {
-	direct, okD := r.Path(Direct).Size(bytes)
-	bridged, okB := r.Path(Bridged).Size(bytes)
-	if path != Direct || !okD || !okB || r.Environment.Clock == ClockWall {
+func (r *Result) savedAt(p Path, bytes int) string {
+	direct, okD := p.Size(bytes)
+	bridged, okB := r.Path(Bridged, p.Guest).Size(bytes)
+	if p.Name != Direct || !okD || !okB || r.Environment.Clock == ClockWall {
 		return ""
 	}
 	return fmt.Sprintf("%.1f %%", savedPercent(direct.Latency.P50.Value, bridged.Latency.P50.Value))
@@ -85,8 +86,12 @@ func (r *Result) sizes() []int {
 
 // costKinds are the tables of costs, each with its heading.
 func (r *Result) costKinds() []costTable {
+	cpu := "CPU µs of the host"
+	if r.onXen() {
+		cpu = "CPU µs by domain; the peers' ends are in dom0, on every path alike"
+	}
 	return []costTable{
-		{CostCPU, "CPU µs of the host", true},
+		{CostCPU, cpu, true},
 		{CostSampled, "Part of it, in CPU µs as the tick saw it, coarse", false},
 		{CostEvent, "KVM's exits and injections, and the host's device interrupts", false},
 	}
@@ -99,6 +104,9 @@ type costTable struct {
 }
 
 func (r *Result) writeCosts(w io.Writer) {
+	if why := r.Reasons["paths.sizes.costs"]; why != "" {
+		fmt.Fprintf(w, "CPU per message not known: %s\n\n", why)
+	}
 	written := false
 	for _, table := range r.costKinds() {
 		names := r.costs(table.Kind)
@@ -113,7 +121,7 @@ func (r *Result) writeCosts(w io.Writer) {
 		t := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight)
 		fmt.Fprint(t, "\t")
 		for _, p := range r.Paths {
-			fmt.Fprintf(t, "%s\t", p.Name)
+			fmt.Fprintf(t, "%s\t", p.Label())
 		}
 		fmt.Fprintln(t)
 		for _, row := range r.costRows(table) {
@@ -209,11 +217,37 @@ func rounded(v float64, digits int) string {
 	return text
 }
 
+// writeBulk says how the transfers went.
+func (r *Result) writeBulk(w io.Writer) {
+	var fine, corrupted []string
+	var bytes int64
+	for _, p := range r.Paths {
+		switch {
+		case p.Bulk == nil:
+			continue
+		case p.Bulk.SHA256OK:
+			fine = append(fine, p.Label())
+		default:
+			corrupted = append(corrupted, p.Label())
+		}
+		bytes = p.Bulk.Bytes
+	}
+	if len(fine) > 0 {
+		fmt.Fprintf(w, "Carried %d MiB each way by TCP, SHA-256 of both ends equal: %s\n", bytes>>20, strings.Join(fine, ", "))
+	}
+	if len(corrupted) > 0 {
+		fmt.Fprintf(w, "CORRUPTED %d MiB each way by TCP, SHA-256 of both ends differ: %s\n", bytes>>20, strings.Join(corrupted, ", "))
+	}
+	if bytes > 0 {
+		fmt.Fprintln(w)
+	}
+}
+
 func (r *Result) writeMissing(w io.Writer) {
 	missing := false
 	for _, p := range r.Paths {
 		if p.Missing != "" {
-			fmt.Fprintf(w, "%s: not measured: %s\n", p.Name, p.Missing)
+			fmt.Fprintf(w, "%s: not measured: %s\n", p.Label(), p.Missing)
 			missing = true
 		}
 	}
@@ -224,14 +258,32 @@ func (r *Result) writeMissing(w io.Writer) {
 
 // Headline is the run in one line.
 func (r *Result) Headline() string {
-	s := r.Summary
-	if s.Saved != nil {
-		return fmt.Sprintf("direct p50 %s µs, bridged p50 %s µs: saved %.1f %% of %s (%s)",
-			microseconds(*s.DirectP50), microseconds(*s.BridgedP50), *s.Saved, r.savedOf(), r.conditions())
+	var parts []string
+	for _, kind := range r.kinds() {
+		parts = append(parts, r.headline(kind))
 	}
-	return fmt.Sprintf("direct %s, bridged %s exits per message; saved not known: %s (%s)",
-		known(s.DirectExits), known(s.BridgedExits), r.Reasons["summary.saved_percent"], r.conditions())
+	return fmt.Sprintf("%s (%s)", strings.Join(parts, "; "), r.conditions())
 }
+
+func (r *Result) headline(kind string) string {
+	s, place := r.summary(kind)
+	of := ""
+	if kind != "" {
+		of = strings.ToUpper(kind) + " "
+	}
+	switch {
+	case s.Saved != nil:
+		return fmt.Sprintf("%sdirect p50 %s µs, bridged p50 %s µs: saved %.1f %% of %s",
+			of, microseconds(*s.DirectP50), microseconds(*s.BridgedP50), *s.Saved, r.savedOf())
+	case kind != "": // its exits are never known
+		return fmt.Sprintf("%ssaved not known: %s", of, r.Reasons[place+".saved_percent"])
+	}
+	return fmt.Sprintf("direct %s, bridged %s exits per message; saved not known: %s",
+		known(s.DirectExits), known(s.BridgedExits), r.Reasons[place+".saved_percent"])
+}
+
+// onXen says whether the guests are Xen's.
+func (r *Result) onXen() bool { return r.kinds()[0] != "" }
 
 // savedOf is what a saving is a part of: virtual time counts instructions.
 func (r *Result) savedOf() string {

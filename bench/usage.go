@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
+	"vfbroker/bench/guest"
 	"vfbroker/bench/hostcpu"
 )
 
@@ -48,15 +50,109 @@ func spent(d hostcpu.Delta) Usage {
 	return u
 }
 
-// look takes a snapshot of the host for a path.
-func look(ctx context.Context, e *endpoint, qemu int) (hostcpu.Snapshot, error) {
-	named := map[hostcpu.Bucket]int{bucketSelf: os.Getpid(), bucketPeer: e.peerPID}
-	if e.clientPID != 0 {
-		named[bucketClient] = e.clientPID
+// meter looks at what the host spends: at its threads, or under Xen at its domains.
+type meter struct {
+	xen     bool
+	domains *hostcpu.Domains // nil: they cannot be read
+	why     string           // they cannot
+}
+
+// snapshot is one look.
+type snapshot struct {
+	host    hostcpu.Snapshot
+	domains *hostcpu.DomainTimes
+	guest   int // the number of the guest's domain, 0 none
+	at      time.Time
+	why     string // nothing is known
+}
+
+// look looks at the host for a path; g is the guest that runs, nil: none does.
+func (m meter) look(ctx context.Context, g *tested, e *endpoint) (snapshot, error) {
+	if m.xen {
+		return m.lookAtDomains(ctx, g)
 	}
-	s, err := hostcpu.Take(ctx, hostcpu.Host(), hostcpu.Watch{QEMU: qemu, Named: named})
+	watch := hostcpu.Watch{Named: map[hostcpu.Bucket]int{bucketSelf: os.Getpid(), bucketPeer: e.far.child.PID()}}
+	if g != nil {
+		watch.QEMU = g.Running.(*guest.Guest).PID()
+	}
+	if e.clientPID != 0 {
+		watch.Named[bucketClient] = e.clientPID
+	}
+	s, err := hostcpu.Take(ctx, hostcpu.Host(), watch)
+	if err != nil {
+		return snapshot{}, fmt.Errorf("look at the host: %w", err)
+	}
+	return snapshot{host: s}, nil
+}
+
+func (m meter) lookAtDomains(ctx context.Context, g *tested) (snapshot, error) {
+	s := snapshot{at: time.Now(), why: m.why}
+	if g != nil {
+		s.guest = g.Running.(*guest.Domain).DomID()
+	}
+	if m.domains == nil {
+		return s, nil
+	}
+	t, err := m.domains.Read(ctx)
 	if err != nil {
 		return s, fmt.Errorf("look at the host: %w", err)
 	}
+	s.domains = &t
 	return s, nil
+}
+
+// since is what was spent from before to s.
+func (s snapshot) since(before snapshot) Usage {
+	switch {
+	case s.domains != nil && before.domains != nil:
+		return spentByDomains(*before.domains, *s.domains, s.guest)
+	case s.why != "":
+		return Usage{Span: s.at.Sub(before.at), CPU: map[string]time.Duration{}, Sampled: map[string]time.Duration{},
+			Counts: map[string]int64{}, Notes: []string{s.why}}
+	}
+	return spent(s.host.Sub(before.host))
+}
+
+// Domains of a run on Xen. The far ends are processes of Domain-0, on each path alike.
+const (
+	bucketDom0  = "dom0"
+	bucketGuest = "guest"
+)
+
+// spentByDomains is what Domain-0 and the guest spent; other domains are not the run's. A domain that was
+// not there at both looks is unknown.
+func spentByDomains(before, after hostcpu.DomainTimes, guest int) Usage {
+	u := Usage{Span: after.At - before.At, CPU: map[string]time.Duration{}, Sampled: map[string]time.Duration{}, Counts: map[string]int64{}}
+	named := map[string]int{bucketDom0: 0}
+	if guest != 0 {
+		named[bucketGuest] = guest
+	}
+	for name, id := range named {
+		now, ok := after.CPU[id]
+		was, old := before.CPU[id]
+		if ok && old {
+			u.CPU[name] = now - was
+		} else {
+			u.Notes = append(u.Notes, fmt.Sprintf("no CPU time of domain %d: it was not there", id))
+		}
+	}
+	return u
+}
+
+// openMeter opens what the host's CPU time is read from.
+func (r *run) openMeter(ctx context.Context) {
+	if !r.onXen() {
+		return
+	}
+	r.meter.xen = true
+	release, version := xenRelease(r.fs)
+	r.result.Environment.Hypervisor, r.result.Environment.Accelerator = "Xen "+version, strings.Replace(r.result.Environment.Accelerator, "kvm", "xen", 1)
+	domains, err := hostcpu.OpenDomains(ctx, release)
+	if err != nil {
+		r.meter.why = err.Error()
+		r.cfg.Progress("%v", err)
+		return
+	}
+	r.meter.domains = domains
+	r.later(domains.Close)
 }

@@ -49,7 +49,8 @@ func newRoot() *cobra.Command {
 		Short: "measure what lending a VF to a guest saves",
 		Long: `vfbench measures round trips over three paths: native (a VF with its kernel driver on
 the host), direct (a guest's VF, lent by the broker) and bridged (the guest's virtio-net over vhost,
-a tap, a bridge and an uplink), and what each message costs the host.
+a tap, a bridge and an uplink; on Xen its netfront over netback, a bridge and an uplink), and what each
+message costs the host.
 
 Exit status: 0, 1 it did not work, or a path that was asked for could not be measured, 2 wrong command line,
 130 interrupted; whatever was made is taken down first.`,

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,6 +19,8 @@ import (
 
 func newRun() *cobra.Command {
 	cfg := bench.Config{Progress: progress}
+	var common guest.Config
+	var host hypervisor
 	var paths, loads []string
 	var out, html string
 	cmd := &cobra.Command{
@@ -26,6 +29,9 @@ func newRun() *cobra.Command {
 		Long: `Boots a throw-away guest, has the broker lend it a VF, measures the paths, gives the VF
 back and takes everything down. The two peers are NICs of this host, each alone in a network namespace
 meanwhile; the uplink must be a PF without VFs.
+
+On Xen, which is seen by itself in its control domain, there is a guest of each kind of --guests, one after
+the other, under the ids NAME-pv and NAME-hvm. The bridge is in the control domain's own network.
 
 The native path takes the last free VF of the PF, which is bound to its kernel driver meanwhile: the
 broker never lends a VF that somebody else has bound.
@@ -37,6 +43,9 @@ Run it as root, with the broker's daemon running and the PF carved.`,
 				return fmt.Errorf("%w: --pf is missing: the PF whose VFs are measured", errUsage)
 			}
 			var err error
+			if cfg.Guests, err = host.guests(common); err != nil {
+				return err
+			}
 			if cfg.Paths, err = parsePaths(paths); err != nil {
 				return err
 			}
@@ -60,7 +69,8 @@ Run it as root, with the broker's daemon running and the PF carved.`,
 	f.StringSliceVar(&loads, "loads", nil, "BYTES:ROUNDS:BLOCKS each (default "+strings.Join(formatLoads(bench.DefaultLoads(bench.ClockHost)), ",")+")")
 	f.StringVar(&out, "json", "", "write the result to this file")
 	f.StringVar(&html, "html", "", "write the report as a page to this file")
-	addGuestFlags(f, &cfg.Guest)
+	addGuestFlags(f, &common)
+	host.addFlags(f, guest.XenPV, guest.XenHVM)
 	return cmd
 }
 
@@ -120,9 +130,9 @@ func formatLoads(loads []bench.Load) []string {
 // missing is an error when a path that was asked for was not measured.
 func missing(r *bench.Result, asked []bench.PathName) error {
 	var reasons []string
-	for _, name := range asked {
-		if p := r.Path(name); p.Missing != "" {
-			reasons = append(reasons, fmt.Sprintf("%s: %s", name, p.Missing))
+	for _, p := range r.Paths {
+		if p.Missing != "" && slices.Contains(asked, p.Name) {
+			reasons = append(reasons, fmt.Sprintf("%s: %s", p.Label(), p.Missing))
 		}
 	}
 	if len(reasons) == 0 {
