@@ -1,6 +1,7 @@
 #!/bin/sh
 # What `make demo` runs inside the emulated host, as root: the daemon, a carve,
-# a guest, a lease, the measurement, the scrub. Programs come from PATH, files go to $OUT.
+# a guest, a lease, the measurement, the scrub; under Xen a guest of each kind. Programs come from PATH, files
+# go to $OUT.
 set -eu
 
 pf=mac:52:54:00:0a:00:01      # to be carved
@@ -11,6 +12,16 @@ vfs=7
 out=${OUT:?directory for the report}
 config=/etc/vfbroker/config.yaml
 daemon=
+case ${VFLAB_HYPERVISOR:-kvm} in
+xen)
+	guests="a PV and an HVM guest, one after the other"
+	names=-xen # of the files in $out
+	;;
+*)
+	guests="a guest"
+	names=
+	;;
+esac
 
 heading() { printf '\n== %s\n\n' "$*"; }
 stage() { stage=$*; heading "$*"; }
@@ -81,9 +92,9 @@ vfbroker carve "$pf" "$vfs" --dry-run
 vfbroker carve "$pf" "$vfs"
 vfbroker inventory "$pf"
 
-stage "Boot a guest, lend it a VF, measure, take the VF back"
+stage "Boot $guests, lend it a VF, measure, take the VF back"
 vfbench run --pf "$pf" --peer "$peer" --uplink "$uplink" --bridge-peer "$bridge_peer" \
-	--kernel "${VFLAB_GUEST_KERNEL:-/lab/vmlinuz}" --json "$out/result.json" --html "$out/report.html" >"$out/report.txt"
+	--kernel "${VFLAB_GUEST_KERNEL:-/lab/vmlinuz}" --json "$out/result$names.json" --html "$out/report$names.html" >"$out/report$names.txt"
 
 stage "After the release: the lease is closed, the VF scrubbed and free again"
 vfbroker leases --all
@@ -93,10 +104,16 @@ stage "Give the VFs back and stop the daemon"
 vfbroker carve "$pf" 0
 stop_daemon
 
+running() { # guests of the hypervisor
+	case ${VFLAB_HYPERVISOR:-kvm} in
+	xen) xl list | tail -n +3 | wc -l ;; # below the heading and Domain-0
+	*) ls -d /sys/kernel/debug/kvm/*-* 2>/dev/null | wc -l ;;
+	esac
+}
 left=0
 for what in "VFs: $(cat "$pf_device/sriov_numvfs")" \
 	"guests: $(ls /etc/vfbroker/guests | wc -l)" \
-	"KVM guests: $(ls -d /sys/kernel/debug/kvm/*-* 2>/dev/null | wc -l)" \
+	"guests that run: $(running)" \
 	"NICs away: $(( 4 - $(ls -d /sys/class/net/*/device | wc -l) ))" \
 	"bridges and taps: $(ip -o link show | grep -c 'vfb-' || true)"; do
 	echo "left behind: $what"
@@ -108,4 +125,4 @@ if [ "$left" -ne 0 ]; then
 fi
 
 heading "Result"
-cat "$out/report.txt"
+cat "$out/report$names.txt"

@@ -122,8 +122,17 @@ test)
 demo)
 	setup
 	mkdir -p out
-	step "the emulated host"
-	exec vflab run --kernel backports --clock deterministic --timeout 15m --out out -- sh test/setup/demo.sh
+	case ${HYPERVISOR:=kvm} in
+	kvm) host="--kernel backports" ;;
+	xen) host="--hypervisor xen" ;;
+	*)
+		echo "HYPERVISOR=$HYPERVISOR is neither kvm nor xen" >&2
+		exit 2
+		;;
+	esac
+	step "the emulated host, $HYPERVISOR"
+	# shellcheck disable=SC2086 # words
+	exec vflab run $host --clock deterministic --timeout 15m --out out -- sh test/setup/demo.sh
 	;;
 soak)
 	setup
