@@ -3,6 +3,7 @@ package hostcpu
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -42,8 +43,15 @@ const bindings = "/usr/lib/xen-%s/lib/python"
 
 // OpenDomains starts to read; release is the hypervisor's, like 4.20. The context bounds the start only.
 func OpenDomains(ctx context.Context, release string) (*Domains, error) {
-	d := &Domains{stderr: new(bytes.Buffer)}
-	d.cmd = exec.Command("python3", "-c", domainsProgram, fmt.Sprintf(bindings, release))
+	d, err := openDomains(ctx, "python3", "-c", domainsProgram, fmt.Sprintf(bindings, release))
+	if err != nil {
+		return nil, fmt.Errorf("read the domains' CPU time: %w: install python3, and xen-utils with its Python bindings", err)
+	}
+	return d, nil
+}
+
+func openDomains(ctx context.Context, program string, args ...string) (*Domains, error) {
+	d := &Domains{cmd: exec.Command(program, args...), stderr: new(bytes.Buffer)}
 	d.cmd.Stderr = d.stderr
 	in, errIn := d.cmd.StdinPipe()
 	out, errOut := d.cmd.StdoutPipe()
@@ -52,14 +60,17 @@ func OpenDomains(ctx context.Context, release string) (*Domains, error) {
 		err = d.cmd.Start()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the domains' CPU time: %w: install python3, and xen-utils with its Python bindings", err)
+		return nil, err
 	}
 	d.in, d.out = in, bufio.NewReader(out)
 	line, err := d.line(ctx)
-	if err != nil || line != "ready" {
-		return nil, fmt.Errorf("read the domains' CPU time: %w: install xen-utils with its Python bindings", errors.Join(err, d.Close()))
+	if err == nil && line == "ready" {
+		return d, nil
 	}
-	return d, nil
+	if ended := d.Close(); ended != nil && ctx.Err() == nil {
+		return nil, ended // which says more than that nothing came
+	}
+	return nil, cmp.Or(err, fmt.Errorf("the program says %.80q, want ready", line))
 }
 
 // Read looks at the domains.
@@ -80,7 +91,7 @@ func (d *Domains) line(ctx context.Context) (string, error) {
 	defer stop()
 	line, err := d.out.ReadString('\n')
 	if err != nil {
-		return "", errors.Join(context.Cause(ctx), err)
+		return "", cmp.Or(context.Cause(ctx), err)
 	}
 	return strings.TrimSuffix(line, "\n"), nil
 }
