@@ -50,7 +50,7 @@ func TestDomainsThatCannotBeRead(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct{ script, want string }{
 		"no bindings":  {"echo Traceback >&2; echo \"ModuleNotFoundError: No module named 'xen'\" >&2; exit 1", "ModuleNotFoundError: No module named 'xen'"},
-		"another word": {"echo hello; read -r _", `says "hello"`},
+		"another word": {"echo hello; read -r _; exit 0", `says "hello"`},
 		"nothing":      {"exit 0", "EOF"},
 	} {
 		if _, err := openDomains(t.Context(), "sh", "-c", tt.script); err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "\n") {
