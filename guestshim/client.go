@@ -79,10 +79,30 @@ func (c *Client) PingPong(ctx context.Context, spec pingpong.Spec) (pingpong.Res
 	if err := spec.Validate(); err != nil {
 		return pingpong.Result{}, err
 	}
+	return c.block(ctx, opPingPong, spec, spec.Rounds)
+}
+
+// PingPongHeld runs a block as PingPong does, and leaves its round trips with the shim until RoundTrips asks
+// for them: their way to the host costs the host something, which is then no part of what the block costs.
+func (c *Client) PingPongHeld(ctx context.Context, spec pingpong.Spec) (pingpong.Result, error) {
+	if err := spec.Validate(); err != nil {
+		return pingpong.Result{}, err
+	}
+	return c.block(ctx, opPingPong, blockSpec{Spec: spec, Hold: true}, 0)
+}
+
+// RoundTrips takes what this connection's last PingPongHeld has left with the shim; there are at most rounds.
+func (c *Client) RoundTrips(ctx context.Context, rounds int) ([]int64, error) {
+	r, err := c.block(ctx, opRTTs, nil, rounds)
+	return r.RTTs, err
+}
+
+// block asks for what comes with at most so many round trips.
+func (c *Client) block(ctx context.Context, op string, body any, rounds int) (pingpong.Result, error) {
 	var all []int64
-	last, err := stream(ctx, c, opPingPong, spec, func(part pingpong.Result) error {
-		if len(all)+len(part.RTTs) > spec.Rounds {
-			return fmt.Errorf("shim reports more than %d round trips", spec.Rounds)
+	last, err := stream(ctx, c, op, body, func(part pingpong.Result) error {
+		if len(all)+len(part.RTTs) > rounds {
+			return fmt.Errorf("shim reports more than %d round trips", rounds)
 		}
 		all = append(all, part.RTTs...)
 		return nil

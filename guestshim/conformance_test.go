@@ -406,6 +406,17 @@ func TestPingPong(t *testing.T) {
 			if len(got.RTTs)+got.Lost != rounds || got.Elapsed <= 0 {
 				t.Errorf("got %d round trips and %d lost in %v, want %d", len(got.RTTs), got.Lost, got.Elapsed, rounds)
 			}
+			held, err := c.PingPongHeld(context.Background(), pingpong.Spec{Peer: echo.Addr(), Size: 64, Rounds: rounds})
+			if err != nil || len(held.RTTs) != 0 || held.Elapsed <= 0 {
+				t.Errorf("a block that is held: %d round trips came in %v, %v", len(held.RTTs), held.Elapsed, err)
+			}
+			rtts, err := c.RoundTrips(context.Background(), rounds)
+			if err != nil || len(rtts)+held.Lost != rounds {
+				t.Errorf("%d held round trips and %d lost, %v; want %d", len(rtts), held.Lost, err, rounds)
+			}
+			if rtts, err := c.RoundTrips(context.Background(), rounds); !errors.Is(err, BadRequest) {
+				t.Errorf("held round trips come twice: %d, %v", len(rtts), err)
+			}
 			_, err = c.PingPong(context.Background(), pingpong.Spec{Peer: echo.Addr(), Size: 0, Rounds: 1})
 			if err == nil || !strings.Contains(err.Error(), "size 0") {
 				t.Errorf("size 0: got %v", err)

@@ -27,7 +27,7 @@ func (s *session) dispatch(ctx context.Context, req request) (any, error) {
 			return Observe(s.FS, id)
 		}
 		return s.observer.await(ctx, id)
-	case opSetup, opPingPong, opBulk:
+	case opSetup, opPingPong, opRTTs, opBulk:
 		if !s.Bench {
 			return nil, errorf(Unsupported, "%s: start the shim with --bench for it", req.Op)
 		}
@@ -57,6 +57,8 @@ func (s *session) runBench(ctx context.Context, req request) (any, error) {
 			return nil, err
 		}
 		return Setup(ctx, s.FS, want)
+	case opRTTs:
+		return s.heldRTTs(req)
 	case opBulk:
 		return transfer(ctx, req)
 	}
@@ -74,19 +76,39 @@ func transfer(ctx context.Context, req request) (any, error) {
 	return bulk.Run(ctx, spec)
 }
 
+// blockSpec is the body of opPingPong.
+type blockSpec struct {
+	pingpong.Spec
+	Hold bool `json:"hold,omitempty"` // keep the round trips until opRTTs asks for them
+}
+
 func (s *session) roundTrips(ctx context.Context, req request) (any, error) {
-	var spec pingpong.Spec
+	var spec blockSpec
 	if err := parseBody(req.Body, &spec); err != nil {
 		return nil, err
 	}
 	if err := spec.Validate(); err != nil {
 		return nil, errorf(BadRequest, "%v", err)
 	}
-	result, err := pingpong.Run(ctx, spec)
+	s.held = nil
+	result, err := pingpong.Run(ctx, spec.Spec)
 	if err != nil {
 		return nil, err
 	}
+	if spec.Hold {
+		held := result
+		s.held, result.RTTs = &held, nil
+	}
 	return s.parts(req.ID, result)
+}
+
+// heldRTTs answers with what the last block has left, and forgets it.
+func (s *session) heldRTTs(req request) (any, error) {
+	held := s.held
+	if s.held = nil; held == nil {
+		return nil, errorf(BadRequest, "no round trips are held")
+	}
+	return s.parts(req.ID, *held)
 }
 
 // parts sends all but the last part of a result, and returns that.

@@ -19,6 +19,7 @@ const (
 	opAwait    = "await"
 	opSetup    = "setup"
 	opPingPong = "pingpong"
+	opRTTs     = "rtts"
 	opBulk     = "bulk"
 	opCancel   = "cancel"
 )

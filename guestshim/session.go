@@ -8,6 +8,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"vfbroker/guestshim/pingpong"
 )
 
 // session is one connection to the shim.
@@ -19,6 +21,8 @@ type session struct {
 
 	mu       sync.Mutex // guards inFlight; never held across anything that waits
 	inFlight map[uint64]context.CancelFunc
+
+	held *pingpong.Result // of the last block; belongs to who has the server's token of the bench
 
 	handlers sync.WaitGroup
 }

@@ -157,11 +157,13 @@ func (d *Domain) description() string {
 	fmt.Fprintf(&b, "kernel = %q\nramdisk = %q\n", c.Kernel, filepath.Join(d.dir, initrdFile))
 	// Without it the hypervisor makes no IOMMU context, and nothing can be attached later.
 	fmt.Fprintf(&b, "passthrough = \"enabled\"\n")
+	// Where the host's TSC is not invariant each reading of it would go through the hypervisor, as on few machines of
+	// use; and the first RDTSCP would end an HVM guest.
+	fmt.Fprintf(&b, "tsc_mode = \"native\"\n")
 	if c.Xen == XenPV {
 		args += " iommu=soft" // its DMA goes through buffers that are contiguous for the machine
 	} else {
-		// Without it the guest's first RDTSCP ends it where the host's TSC is emulated.
-		fmt.Fprintf(&b, "tsc_mode = \"native\"\nvga = \"none\"\nnographic = 1\nvnc = 0\n")
+		fmt.Fprintf(&b, "vga = \"none\"\nnographic = 1\nvnc = 0\n")
 	}
 	if c.Bridge != nil {
 		// No emulated NIC beside netfront, which an HVM guest would have to unplug.

@@ -115,6 +115,7 @@ for what in "VFs: $(cat "$pf_device/sriov_numvfs")" \
 	"guests: $(ls /etc/vfbroker/guests | wc -l)" \
 	"guests that run: $(running)" \
 	"NICs away: $(( 4 - $(ls -d /sys/class/net/*/device | wc -l) ))" \
+	"functions at pciback: $(ls -d /sys/bus/pci/drivers/pciback/*:* 2>/dev/null | wc -l)" \
 	"bridges and taps: $(ip -o link show | grep -c 'vfb-' || true)"; do
 	echo "left behind: $what"
 	[ "${what##* }" = 0 ] || left=1
