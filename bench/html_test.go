@@ -46,6 +46,28 @@ func TestHTML(t *testing.T) {
 	}
 }
 
+func TestHTMLOfXen(t *testing.T) {
+	t.Parallel()
+	r := xenFixture(t)
+	r.Paths[4].Bulk.SHA256OK = false
+	var out bytes.Buffer
+	if err := r.WriteHTML(&out); err != nil {
+		t.Fatal(err)
+	}
+	text := out.String()
+	for _, want := range []string{xenLabel, "34.", "(PV)", "24.", "(HVM)", "Xen 4.20.4", "by domain", "differ: corrupted", `class="c-direct-hvm"`,
+		"How the HVM guest’s VF was lent", "pv bridged", "netfront"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+	for _, not := range []string{"ZgotmplZ", "NaN", "Inf", "vhost", "KVM", "halt_poll"} {
+		if shown, _, _ := strings.Cut(text, `<script type="application/json"`); strings.Contains(shown, not) {
+			t.Errorf("the page shows %q", not)
+		}
+	}
+}
+
 func TestHTMLOfMissingPaths(t *testing.T) {
 	t.Parallel()
 	r := fixture(t)

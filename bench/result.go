@@ -186,7 +186,7 @@ type Usage struct {
 	CPU  map[string]time.Duration `json:"cpu_ns"` // by bucket: threads, and interrupts where the kernel accounts for them apart
 	// Sampled is CPU time within that of the buckets, as the kernel's tick saw it, in its units (10 ms).
 	Sampled  map[string]time.Duration `json:"sampled_cpu_ns"`
-	Residual *time.Duration           `json:"residual_ns"`     // of the span, that no bucket holds; null: the idle time is not known
+	Residual *time.Duration           `json:"residual_ns"`     // of the span, that no bucket holds; null: the idle time is not known, or the buckets are domains
 	Counts   map[string]int64         `json:"counts"`          // by event
 	Notes    []string                 `json:"notes,omitempty"` // why something is unknown
 }

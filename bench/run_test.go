@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"vfbroker/bench/guest"
 	"vfbroker/bench/hostcpu"
 	pb "vfbroker/broker/brokerpb"
 	"vfbroker/sriov/sysfs"
@@ -112,6 +113,67 @@ func TestSpent(t *testing.T) {
 		Sampled: map[string]time.Duration{"guest": 30 * ms, "exit": 11 * ms, "softirq": 10 * ms}}
 	if diff := cmp.Diff(want, u); diff != "" {
 		t.Errorf("usage (-want +got):\n%s", diff)
+	}
+}
+
+func TestSpentByDomains(t *testing.T) {
+	t.Parallel()
+	ms := time.Millisecond
+	before := hostcpu.DomainTimes{At: 100 * ms, CPU: map[int]time.Duration{0: 50 * ms, 4: 7 * ms, 5: ms}}
+	after := hostcpu.DomainTimes{At: 300 * ms, CPU: map[int]time.Duration{0: 90 * ms, 4: 7*ms + 5, 5: 100 * ms}}
+	want := Usage{Span: 200 * ms, CPU: map[string]time.Duration{"dom0": 40 * ms, "guest": 5}, Sampled: map[string]time.Duration{}, Counts: map[string]int64{}}
+	if diff := cmp.Diff(want, spentByDomains(before, after, 4)); diff != "" {
+		t.Errorf("usage (-want +got):\n%s", diff)
+	}
+	u := spentByDomains(before, after, 6)
+	if _, known := u.CPU["guest"]; known || len(u.Notes) != 1 {
+		t.Errorf("a domain that is not there: %+v", u)
+	}
+	if _, known := spentByDomains(before, after, 0).CPU["guest"]; known {
+		t.Error("no guest runs, and it has CPU time")
+	}
+}
+
+// TestBlindMeter: where the domains cannot be read, their time is unknown and not zero.
+func TestBlindMeter(t *testing.T) {
+	t.Parallel()
+	m := meter{xen: true, why: "no bindings"}
+	before, err := m.look(t.Context(), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := m.look(t.Context(), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := after.since(before)
+	if len(u.CPU) != 0 || len(u.Notes) != 1 || u.Notes[0] != "no bindings" || u.Span <= 0 {
+		t.Errorf("usage %+v, want nothing but the reason and the time", u)
+	}
+}
+
+func TestXenRelease(t *testing.T) {
+	t.Parallel()
+	dir := "/sys/hypervisor/version/"
+	release, version := xenRelease(tree(t, map[string]string{dir + "major": "4\n", dir + "minor": "20\n", dir + "extra": ".5-pre\n"}))
+	if release != "4.20" || version != "4.20.5-pre" {
+		t.Errorf("release %q, version %q", release, version)
+	}
+}
+
+func TestCollect(t *testing.T) {
+	t.Parallel()
+	r := &run{cfg: Config{Guests: []guest.Config{{Xen: "pv"}, {Xen: "hvm"}}}, result: new(Result),
+		missing:  map[path]string{{Bridged, "hvm"}: "no uplink"},
+		measured: map[path]Path{{Direct, "pv"}: {Name: Direct, Guest: "pv", Bulk: &Bulk{Bytes: 1}}}}
+	r.collect()
+	var got []string
+	for _, p := range r.result.Paths {
+		got = append(got, p.Label()+": "+p.Missing)
+	}
+	want := []string{"native: " + notPart, "pv direct: ", "pv bridged: " + notPart, "hvm direct: " + notPart, "hvm bridged: no uplink"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("paths (-want +got):\n%s", diff)
 	}
 }
 

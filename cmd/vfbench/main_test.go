@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"vfbroker/bench"
+	"vfbroker/bench/guest"
 )
 
 // vfbench runs the program with arguments.
@@ -35,6 +36,9 @@ func TestUsage(t *testing.T) {
 		"load without parts": {"run", "--pf", "eth0", "--loads", "64"},
 		"load of nothing":    {"run", "--pf", "eth0", "--loads", "64:0:2"},
 		"address of a peer":  {"serve", "somewhere"},
+		"hypervisor":         {"run", "--pf", "eth0", "--hypervisor", "vmware"},
+		"kind of guest":      {"run", "--pf", "eth0", "--guests", "pvh"},
+		"two guests to keep": {"guest", "--hypervisor", "xen", "--guests", "pv,hvm"},
 	} {
 		if _, err := vfbench(t, args...); !errors.Is(err, errUsage) {
 			t.Errorf("%s: error %v, want a usage error", name, err)
@@ -50,6 +54,23 @@ func TestLoads(t *testing.T) {
 	}
 	if diff := cmp.Diff(bench.DefaultLoads(bench.ClockHost), got); diff != "" {
 		t.Errorf("loads (-want +got):\n%s", diff)
+	}
+}
+
+func TestGuests(t *testing.T) {
+	t.Parallel()
+	common := guest.Config{ID: "vfbench", MemoryMiB: 256}
+	kinds := []string{guest.XenHVM, guest.XenPV}
+	kvm, err := (&hypervisor{name: onKVM, kinds: kinds}).guests(common)
+	if err != nil || len(kvm) != 1 || kvm[0].Xen != "" || kvm[0].ID != "vfbench" {
+		t.Errorf("KVM guests %+v, %v; want the one", kvm, err)
+	}
+	xen, err := (&hypervisor{name: onXen, kinds: kinds}).guests(common)
+	if err != nil || len(xen) != 2 || xen[0].ID != "vfbench-hvm" || xen[0].Xen != guest.XenHVM || xen[1].ID != "vfbench-pv" || xen[1].MemoryMiB != 256 {
+		t.Errorf("Xen guests %+v, %v; want one of each kind", xen, err)
+	}
+	if _, err := (&hypervisor{name: onXen, kinds: []string{"pv", "pv"}}).guests(common); !errors.Is(err, errUsage) {
+		t.Errorf("a kind twice: error %v", err)
 	}
 }
 
@@ -93,8 +114,8 @@ func TestReportRefusesWithoutLabel(t *testing.T) {
 
 func TestMissingPathFailsTheRun(t *testing.T) {
 	t.Parallel()
-	r := &bench.Result{Paths: []bench.Path{{Name: bench.Direct, Missing: "no capacity"}, {Name: bench.Native}}}
-	if err := missing(r, []bench.PathName{bench.Native, bench.Direct}); err == nil || !strings.Contains(err.Error(), "no capacity") {
+	r := &bench.Result{Paths: []bench.Path{{Name: bench.Direct, Guest: "pv"}, {Name: bench.Direct, Guest: "hvm", Missing: "no capacity"}, {Name: bench.Native}}}
+	if err := missing(r, []bench.PathName{bench.Native, bench.Direct}); err == nil || !strings.Contains(err.Error(), "not measured: hvm direct: no capacity") {
 		t.Errorf("error %v, want the reason", err)
 	}
 	if err := missing(r, []bench.PathName{bench.Native}); err != nil {
