@@ -72,6 +72,9 @@ func (cfg Config) checkXen() error {
 	}
 	netback := ""
 	if cfg.Bridge != nil {
+		if cfg.Bridge.shared == nil {
+			return errors.New("its bridge is a KVM guest's: make it by NewDomainBridge")
+		}
 		netback = "/sys/module/xen_netback"
 	}
 	return present([]need{

@@ -85,6 +85,9 @@ func TestIsDom0(t *testing.T) {
 
 func TestStartDomainNamesWhatIsMissing(t *testing.T) {
 	t.Parallel()
+	if _, err := StartDomain(t.Context(), Config{Xen: XenPV, Bridge: &Bridge{}}); err == nil || !strings.Contains(err.Error(), "NewDomainBridge") {
+		t.Errorf("a bridge of KVM's: error %v", err)
+	}
 	for kind, want := range map[string]string{"lxc": `kind "lxc" of a Xen guest: want pv or hvm`, XenPV: "boot Xen"} {
 		if _, err := StartDomain(t.Context(), Config{Xen: kind}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("kind %s: error %v, want %q", kind, err, want)

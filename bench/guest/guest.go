@@ -42,7 +42,7 @@ type Config struct {
 	Shell      bool     // a shell on a serial port of its own (Xen: on the console), for whoever started the guest
 	CID        uint32   // vsock context id; a random one
 	OwnerUID   int      // whom the broker lets lend to the guest, beside root
-	Bridge     *Bridge  // virtio-net on its tap, or netfront on a bridge for Xen guests; nil: no network
+	Bridge     *Bridge  // virtio-net on NewBridge's tap, or netfront on NewDomainBridge's; nil: no network
 	MAC        string   // of the virtio-net or netfront
 	Credential *syscall.Credential
 	MemlockMax uint64 // RLIMIT_MEMLOCK of QEMU in bytes; 0: as inherited

@@ -21,6 +21,9 @@
 // What is missing to the whole (span × CPUs) is the residual: threads that
 // ended in between, the error of the above, and, where interrupts are not accounted apart,
 // those that came while a CPU was idle. (An idle CPU is not idle in an interrupt, so these are known to the ns.)
+//
+// Under Xen a control domain's kernel knows nothing of the time of others, nor that it was not running itself: there
+// Domains reads from the hypervisor what each domain has used.
 package hostcpu
 
 import (
