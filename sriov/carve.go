@@ -138,7 +138,9 @@ func carveRemedy(err error) string {
 		return ": the driver does not take this count in its present mode; see the kernel log"
 	case errors.Is(err, syscall.ENOMEM):
 		return ": no bus numbers or memory space for the VFs; enable SR-IOV in the firmware, or boot with pci=realloc or pci=assign-busses"
-	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EROFS):
+	case errors.Is(err, syscall.EPERM): // pci_vfs_assigned in drivers/pci/iov.c; who is not root gets EACCES
+		return ": the PF's driver disables no VFs while pciback holds one for Xen's guests; take it back first: xl pci-assignable-remove"
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EROFS):
 		return ": run as root on the host itself"
 	}
 	return ""

@@ -22,6 +22,7 @@ type driver struct {
 	rdma   bool     // and an RDMA device
 	vfio   bool     // it registers with VFIO
 	stub   bool     // it takes what its slots or an override name (pciback)
+	keeps  bool     // it disables no VFs while pciback holds one, see Host.keeps
 	absent bool     // its module is not loaded
 	fails  syscall.Errno
 }
@@ -199,6 +200,8 @@ func (h *Host) storeUnbind(n *node, value string) error {
 		return syscall.ENODEV
 	case h.inUse(d):
 		return errHeld
+	case h.keeps(d):
+		return errNotModelled
 	}
 	h.detach(d)
 	return nil

@@ -44,6 +44,8 @@ func (h *Host) storeNumVFs(d *device, value string) error {
 		return syscall.ENOENT
 	case num == 0 && h.inUse(d):
 		return errHeld
+	case num == 0 && h.keeps(d):
+		return syscall.EPERM
 	case num == 0:
 		h.disableVFs(d)
 	case len(d.sriov.vfs) > 0:
@@ -52,6 +54,24 @@ func (h *Host) storeNumVFs(d *device, value string) error {
 		h.enableVFs(d, min(num, d.sriov.most)) // fewer than asked is a success too
 	}
 	return nil
+}
+
+// keeps says whether a PF's driver leaves its VFs as they are because pciback holds one: it marks
+// them as assigned (pci_set_dev_assigned in pcistub_init_device), which some drivers ask for
+// (pci_vfs_assigned in igb_disable_sriov and in pci_sriov_configure_simple) and mlx5_core does not.
+func (h *Host) keeps(pf *device) bool {
+	drv := h.driverNamed(pf.driver)
+	if pf.sriov == nil || drv == nil || !drv.keeps {
+		return false
+	}
+	for i := range pf.sriov.vfs {
+		if vf := h.devices[pf.vfAddr(i)]; vf != nil {
+			if holder := h.driverNamed(vf.driver); holder != nil && holder.stub {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // storeAutoprobe is sriov_drivers_autoprobe (drivers/pci/iov.c, kstrtobool).

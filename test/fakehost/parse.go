@@ -22,7 +22,7 @@ import (
 //
 //	iommu intel                       the host has an IOMMU
 //	root 0000:00 [below=ADDR]         a root bus, e.g. of a VMD controller
-//	driver NAME [ids=v:d,v:d] [class=0604] [sriov] [net] [rdma] [vfio] [absent]
+//	driver NAME [ids=v:d,v:d] [class=0604] [sriov] [net] [rdma] [vfio] [keeps] [absent]
 //	device ADDR VENDOR:ID class=020000 [bus=01-02] [acs] [reset=flr,bus] [driver=NAME] [numa=N] [serial=HEX] [sub=v:d]
 //	       [vfs=TOTAL vf=ID offset=N stride=N] [net=NAME mac=MAC [down]] [rdma=NAME guid=HEX]
 //	carve ADDR N [driver=NAME]        VFs that are there from the start, bound so
@@ -191,7 +191,7 @@ func (h *Host) parseRoot(l *line) error {
 func (h *Host) parseDriver(l *line) error {
 	drv := &driver{
 		name: l.arg(0), class: uint32(l.hex("class")), sriov: l.has("sriov"), net: l.has("net"),
-		rdma: l.has("rdma"), vfio: l.has("vfio"), absent: l.has("absent"),
+		rdma: l.has("rdma"), vfio: l.has("vfio"), keeps: l.has("keeps"), absent: l.has("absent"),
 	}
 	drv.module = strings.ReplaceAll(drv.name, "-", "_")
 	if ids, ok := l.get("ids"); ok {

@@ -11,7 +11,8 @@ import (
 const pciback = "pciback"
 
 // Xen makes the host Xen's control domain: the kernel says so (drivers/xen/sys-hypervisor.c,
-// drivers/xen/xenfs), it has no IOMMU and so no groups, and pciback is loaded.
+// drivers/xen/xenfs), it has no IOMMU and so no groups, and pciback is loaded: before the VFs'
+// drivers, so that it is offered a function first.
 func (h *Host) Xen() {
 	h.NoIOMMU()
 	h.mu.Lock()
@@ -19,12 +20,12 @@ func (h *Host) Xen() {
 	h.file("/sys/hypervisor/type", "xen\n")
 	h.file("/proc/xen/capabilities", "control_d\n")
 	drv := &driver{name: pciback, module: "xen_pciback", stub: true}
-	h.drivers = append(h.drivers, drv)
+	h.drivers = slices.Insert(h.drivers, 0, drv)
 	h.register(drv)
 	dir := driverDir(pciback)
 	h.put(dir+"/new_slot", &node{mode: 0o200, store: (*Host).storeNewSlot})
 	h.put(dir+"/remove_slot", &node{mode: 0o200, store: (*Host).storeRemoveSlot})
-	h.put(dir+"/slots", &node{mode: 0o400, show: showSlots})
+	h.put(dir+"/slots", &node{mode: 0o444, show: showSlots})
 }
 
 // seizes says whether pciback takes a function that it is offered: one that has a slot, or whose

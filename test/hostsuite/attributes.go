@@ -226,7 +226,7 @@ func testPFDown(t *testing.T, h *host) {
 	if h.pf().Up {
 		t.Error("the PF reads as up")
 	}
-	h.bind(vfs[0], iommu.VFIO)
+	h.bind(vfs[0], h.Holder)
 	h.sameNames(h.set(0, sriov.DefaultAttrs()))
 	if !h.supports(sriov.AttrMaxRate) {
 		return

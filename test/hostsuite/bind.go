@@ -1,18 +1,14 @@
 package hostsuite
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"vfbroker/iommu"
 	"vfbroker/sriov"
-	"vfbroker/sriov/pci"
-	"vfbroker/sriov/sysfs"
 )
 
 // testFileRules checks what fs/kernfs and fs/sysfs make of a wrong access.
@@ -71,7 +67,7 @@ func second[T any](_ T, err error) error { return err }
 func testBindRules(t *testing.T, h *host) {
 	vf := h.vfs()[0]
 	addr, dir := vf.Addr.String(), vf.Addr.Dir()
-	vfio, own := driverDir(iommu.VFIO), driverDir(h.VFDriver)
+	holder, own := driverDir(h.Holder), driverDir(h.VFDriver)
 	bound := func(want string) {
 		t.Helper()
 		if driver, _ := h.driver(vf.Addr); driver != want {
@@ -79,26 +75,26 @@ func testBindRules(t *testing.T, h *host) {
 		}
 	}
 	h.try(
-		write{own + "/unbind", addr, syscall.ENODEV}, // not bound
-		write{vfio + "/bind", addr, syscall.ENODEV},  // does not match without an override
-		write{own + "/bind", addr, syscall.ENODEV},   // autoprobe is off and there is no override
-		write{"/sys/bus/pci/drivers_probe", addr, 0}, // success says nothing
+		write{own + "/unbind", addr, syscall.ENODEV},  // not bound
+		write{holder + "/bind", addr, syscall.ENODEV}, // does not match without an override
+		write{own + "/bind", addr, syscall.ENODEV},    // autoprobe is off and there is no override
+		write{"/sys/bus/pci/drivers_probe", addr, 0},  // success says nothing
 	)
 	bound("")
-	h.try(write{dir + "/driver_override", iommu.VFIO, 0})
+	h.try(write{dir + "/driver_override", h.Holder, 0})
 	bound("") // an override binds nothing by itself
 	h.try(
 		write{own + "/bind", addr, syscall.ENODEV}, // the override names another driver
-		write{vfio + "/bind", addr + "\n", 0},
+		write{holder + "/bind", addr + "\n", 0},
 	)
-	bound(iommu.VFIO)
+	bound(h.Holder)
 	h.try(
-		write{vfio + "/bind", addr, syscall.EBUSY},
+		write{holder + "/bind", addr, syscall.EBUSY},
 		write{own + "/unbind", addr, syscall.ENODEV}, // bound to another driver
 		write{"/sys/bus/pci/drivers_probe", addr, 0}, // bound already
 		write{dir + "/driver_override", h.VFDriver, 0},
 	)
-	bound(iommu.VFIO) // nor does it unbind
+	bound(h.Holder) // nor does it unbind
 	h.try(write{dir + "/driver/unbind", addr, 0})
 	bound("")
 	h.try(write{"/sys/bus/pci/drivers_probe", addr, 0})
@@ -119,9 +115,9 @@ func testOverride(t *testing.T, h *host) {
 	file := vf.Addr.Dir() + "/driver_override"
 	for _, tt := range []struct{ value, want string }{
 		{"", "(null)"},
-		{"vfio-pci", "vfio-pci"},
-		{"", "vfio-pci"}, // an empty write never reaches the attribute
-		{"vfio-pci\n", "vfio-pci"},
+		{h.Holder, h.Holder},
+		{"", h.Holder}, // an empty write never reaches the attribute
+		{h.Holder + "\n", h.Holder},
 		{"one\ntwo", "one"},
 		{"\n", "(null)"},
 	} {
@@ -132,9 +128,9 @@ func testOverride(t *testing.T, h *host) {
 	}
 	h.try(write{file, strings.Repeat("x", 4096), syscall.EINVAL})
 
-	h.bind(vf, iommu.VFIO)
-	if driver, override := h.driver(vf.Addr); driver != iommu.VFIO || override != iommu.VFIO {
-		t.Errorf("bound to vfio-pci: driver %q, override %q", driver, override)
+	h.bind(vf, h.Holder)
+	if driver, override := h.driver(vf.Addr); driver != h.Holder || override != h.Holder {
+		t.Errorf("bound to %s: driver %q, override %q", h.Holder, driver, override)
 	}
 	if err := iommu.Unbind(h.ctx(), h.FS, vf.Addr); err != nil {
 		t.Fatal(err)
@@ -144,17 +140,17 @@ func testOverride(t *testing.T, h *host) {
 	}
 }
 
-// testBindAndBack takes a VF from the kernel's driver to vfio-pci and back.
+// testBindAndBack takes a VF from the kernel's driver to the holder and back.
 func testBindAndBack(t *testing.T, h *host) {
 	vf := h.vfs()[0]
 	h.bind(vf, h.VFDriver)
 	for range 2 {
-		h.bind(vf, iommu.VFIO)
-		if driver, _ := h.driver(vf.Addr); driver != iommu.VFIO {
-			t.Fatalf("driver is %q, want vfio-pci", driver)
+		h.bind(vf, h.Holder)
+		if driver, _ := h.driver(vf.Addr); driver != h.Holder {
+			t.Fatalf("driver is %q, want %s", driver, h.Holder)
 		}
 		r := &recorder{FS: h.FS}
-		if err := iommu.Bind(h.ctx(), r, vf.Addr, iommu.VFIO); err != nil || len(r.writes) > 0 {
+		if err := iommu.Bind(h.ctx(), r, vf.Addr, h.Holder); err != nil || len(r.writes) > 0 {
 			t.Errorf("bind what is bound: %v after writing %q", err, r.writes)
 		}
 		if err := iommu.Set(h.ctx(), h.FS, vf.Addr, h.VFDriver, ""); err != nil {
@@ -173,143 +169,10 @@ func testBindAndBack(t *testing.T, h *host) {
 	}
 }
 
-// testNode: the group's device node is there while a function of the group is
-// bound to vfio-pci, new and root's each time.
-func testNode(t *testing.T, h *host) {
-	vfs := h.vfs()
-	vf := vfs[0]
-	node := iommu.Node(vf.Group)
-	gone := func() {
-		t.Helper()
-		h.await(node+" to go", func() (bool, error) {
-			ok, err := sysfs.Exists(h.FS, node)
-			return !ok, err
-		})
-	}
-	gone()
-	short, cancel := context.WithTimeout(h.ctx(), 50*time.Millisecond)
-	defer cancel()
-	if err := iommu.GiveNode(short, h.FS, vf.Group, 1000, 1000); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("give a node that is not there: %v, want the deadline", err)
-	}
-	for range 2 {
-		h.bind(vf, iommu.VFIO)
-		h.await(node, func() (bool, error) { return sysfs.Exists(h.FS, node) })
-		h.owner(vf.Group, 0, 0)
-		if err := iommu.GiveNode(h.ctx(), h.FS, vf.Group, 1000, 1001); err != nil {
-			t.Fatal(err)
-		}
-		h.owner(vf.Group, 1000, 1001)
-		r := &recorder{FS: h.FS}
-		if err := iommu.GiveNode(h.ctx(), r, vf.Group, 1000, 1001); err != nil || len(r.writes) > 0 {
-			t.Errorf("give what is given: %v after %q", err, r.writes)
-		}
-		if err := iommu.GiveNode(h.ctx(), h.FS, vf.Group, 0, 0); err != nil {
-			t.Fatal(err)
-		}
-		h.owner(vf.Group, 0, 0)
-		if err := iommu.GiveNode(h.ctx(), h.FS, vf.Group, 1000, 1000); err != nil {
-			t.Fatal(err)
-		}
-		if err := iommu.Unbind(h.ctx(), h.FS, vf.Addr); err != nil {
-			t.Fatal(err)
-		}
-		gone()
-	}
-	h.bind(vfs[0], iommu.VFIO)
-	h.bind(vfs[1], iommu.VFIO)
-	if err := iommu.Unbind(h.ctx(), h.FS, vfs[1].Addr); err != nil {
-		t.Fatal(err)
-	}
-	h.owner(vfs[0].Group, 0, 0) // the other one keeps its node, shared or not
-	h.carve(0)
-	gone()
-	if _, err := iommu.Members(h.FS, vf.Group); (err != nil) != h.Isolated {
-		t.Errorf("group %d after its VF went: %v", vf.Group, err)
-	}
-}
-
-func (h *host) owner(group, uid, gid int) {
-	h.t.Helper()
-	info, err := h.FS.Lstat(iommu.Node(group))
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	if info.Mode&fs.ModeCharDevice == 0 || info.Mode.Perm()&0o007 != 0 || info.Rdev == 0 {
-		h.t.Errorf("%s is %v with device number %d, want a character device closed to others", iommu.Node(group), info.Mode, info.Rdev)
-	}
-	gotUID, gotGID, err := iommu.NodeOwner(h.FS, group)
-	if err != nil || gotUID != uid || gotGID != gid {
-		h.t.Errorf("owner of %s is %d:%d, %v, want %d:%d", iommu.Node(group), gotUID, gotGID, err, uid, gid)
-	}
-}
-
-// testIsolation: each VF alone in its group, or a refusal that names who shares it.
-func testIsolation(t *testing.T, h *host) {
-	vfs := h.vfs()
-	groups := map[int]pci.Addr{}
-	for _, vf := range vfs {
-		members, err := iommu.Members(h.FS, vf.Group)
-		if err != nil {
-			t.Fatal(err)
-		}
-		err = iommu.Check(h.FS, vf.Addr)
-		if h.Isolated {
-			if other, taken := groups[vf.Group]; taken || len(members) != 1 || err != nil {
-				t.Errorf("VF %s in group %d with %v and %s: %v, want it alone", vf.Addr, vf.Group, members, other, err)
-			}
-			groups[vf.Group] = vf.Addr
-			continue
-		}
-		var refused *iommu.NotIsolatedError
-		if !errors.As(err, &refused) {
-			t.Errorf("VF %s in group %d with %v: %v, want a refusal", vf.Addr, vf.Group, members, err)
-			continue
-		}
-		h.names(refused, h.PF)
-		for _, other := range vfs {
-			if other.Addr != vf.Addr {
-				h.names(refused, other.Addr)
-			}
-		}
-	}
-}
-
-// testUnsafeInterrupts: where the administrator allows what a guest can abuse,
-// nothing is isolated (drivers/vfio/vfio_iommu_type1.c).
-func testUnsafeInterrupts(t *testing.T, h *host) {
-	const file = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
-	vf := h.vfs()[0]
-	h.try(write{file, "maybe", syscall.EINVAL}, write{file, "Y", 0})
-	err := iommu.Check(h.FS, vf.Addr)
-	h.try(write{file, "0\n", 0})
-	if got := h.read(file); got != "N" {
-		t.Errorf("allow_unsafe_interrupts reads %q after 0, want N", got)
-	}
-	var refused *iommu.NotIsolatedError
-	if !errors.As(err, &refused) || !strings.Contains(err.Error(), "allow_unsafe_interrupts") {
-		t.Errorf("unsafe interrupts are allowed: %v, want a refusal that names the switch", err)
-	}
-	if err := iommu.Check(h.FS, vf.Addr); (err == nil) != h.Isolated {
-		t.Errorf("they are not allowed any more: %v", err)
-	}
-}
-
-// names checks that a refusal names a blocker, in data and in words.
-func (h *host) names(refused *iommu.NotIsolatedError, blocker pci.Addr) {
-	h.t.Helper()
-	for _, b := range refused.Blockers {
-		if b.Addr == blocker && strings.Contains(refused.Error(), blocker.String()) {
-			return
-		}
-	}
-	h.t.Errorf("%v does not name %s", refused, blocker)
-}
-
 // testReset checks function reset and drivers/pci/pci.c reset_method.
 func testReset(t *testing.T, h *host) {
 	vf := h.vfs()[0]
-	h.bind(vf, iommu.VFIO)
+	h.bind(vf, h.Holder)
 	dir := vf.Addr.Dir()
 	methods := h.read(dir + "/reset_method")
 	method, err := sriov.Reset(h.ctx(), h.FS, vf.Addr)
@@ -337,7 +200,7 @@ func testReset(t *testing.T, h *host) {
 	if _, err := sriov.Reset(h.ctx(), h.FS, h.Ordinary); !errors.Is(err, sriov.ErrNoReset) {
 		t.Errorf("reset of a function that cannot: %v, want ErrNoReset", err)
 	}
-	if driver, override := h.driver(vf.Addr); driver != iommu.VFIO || override != iommu.VFIO {
+	if driver, override := h.driver(vf.Addr); driver != h.Holder || override != h.Holder {
 		t.Errorf("reset changed driver to %q, override to %q", driver, override)
 	}
 }

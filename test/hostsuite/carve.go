@@ -51,7 +51,7 @@ func testDiscovery(t *testing.T, h *host) {
 		if diff := cmp.Diff(again, vf); diff != "" {
 			t.Errorf("ReadVF and Discover differ in VF %d (-ReadVF +Discover):\n%s", i, diff)
 		}
-		if vf.Index != i || vf.PF != h.PF || vf.Driver != "" || vf.Group < 0 {
+		if vf.Index != i || vf.PF != h.PF || vf.Driver != "" || (vf.Group >= 0) != h.grouped() {
 			t.Errorf("VF %d: %+v", i, vf)
 		}
 		group, err := iommu.GroupOf(h.FS, vf.Addr)
@@ -93,18 +93,18 @@ func testNoPF(t *testing.T, h *host) {
 
 func testMalformedAddress(t *testing.T, h *host) {
 	vf := h.vfs()[0]
-	h.bind(vf, iommu.VFIO)
+	h.bind(vf, h.Holder)
 	for _, text := range []string{"01:00.0", "0000:01:00", "0000:01:20.0", "0000:01:00.8", "0000:01:00.0 ", "../" + vf.Addr.String(), "x"} {
 		if addr, err := pci.ParseAddr(text); err == nil {
 			t.Errorf("address %q was read as %s", text, addr)
 		}
 		h.try(
 			write{"/sys/bus/pci/drivers_probe", text, syscall.ENODEV},
-			write{driverDir(iommu.VFIO) + "/unbind", text, syscall.ENODEV},
-			write{driverDir(iommu.VFIO) + "/bind", text, syscall.ENODEV},
+			write{driverDir(h.Holder) + "/unbind", text, syscall.ENODEV},
+			write{driverDir(h.Holder) + "/bind", text, syscall.ENODEV},
 		)
 	}
-	if driver, _ := h.driver(vf.Addr); driver != iommu.VFIO {
+	if driver, _ := h.driver(vf.Addr); driver != h.Holder {
 		t.Errorf("driver of %s is %q afterwards", vf.Addr, driver)
 	}
 }
@@ -194,6 +194,30 @@ func testCarve(t *testing.T, h *host) {
 			t.Errorf("%s: VF 0 is in group %d, want %d again", tt.name, first, group)
 		}
 	}
+}
+
+// testCarveHeld carves while a VF is held for a guest. vfio-pci does not mind if the guest has not
+// opened it. pciback marks it as assigned, and drivers that look at the mark (pci_vfs_assigned in drivers/pci/iov.c) refuse.
+func testCarveHeld(t *testing.T, h *host) {
+	vf := h.vfs()[1]
+	h.bind(vf, h.Holder)
+	got, err := sriov.Carve(h.ctx(), h.FS, h.PF, 0)
+	if !h.keepsHeld() {
+		if got != 0 || err != nil {
+			t.Errorf("carve 0: %d, %v", got, err)
+		}
+		return
+	}
+	if got != 3 || !errors.Is(err, syscall.EPERM) || !strings.Contains(err.Error(), "pciback") {
+		t.Errorf("carve 0: %d, %v, want 3 left and a refusal with a remedy", got, err)
+	}
+	if driver, _ := h.driver(vf.Addr); driver != h.Holder {
+		t.Errorf("a refused carve left driver %q, want %s", driver, h.Holder)
+	}
+	if err := iommu.Unbind(h.ctx(), h.FS, vf.Addr); err != nil {
+		t.Fatal(err)
+	}
+	h.carve(0)
 }
 
 // carve0 leaves no VFs and autoprobe on, as a kernel starts.

@@ -34,11 +34,13 @@ type Host struct {
 	PF       pci.Addr // may be carved, has a driver and at least 4 VFs to offer
 	Ordinary pci.Addr // a function without SR-IOV and without function reset
 	VFDriver string   // the kernel's driver for the PF's VFs; loaded
+	Holder   string   // the driver that holds functions for guests: iommu.VFIO, or iommu.Pciback on a host without IOMMU groups; loaded
 	IsNetPF  bool     // the PF has a network interface, so that its VFs have attributes
 	Isolated bool     // the hardware holds its VFs apart
 
 	Unsupported []string // attributes that the PF's driver cannot set
 	MinRate     bool     // a minimum rate can be set
+	KeepsHeld   bool     // the PF's driver disables no VFs while pciback holds one
 	Mailbox     bool     // PF and VF talk by mailbox: a PF that is down takes no rate and gives no address
 
 	SetUp   func(t *testing.T, up bool) // the PF's interface; waits for the link
@@ -61,6 +63,7 @@ func Run(t *testing.T, open func(t *testing.T) Host) {
 		{"bind rules", testBindRules},
 		{"driver_override", testOverride},
 		{"bind and back", testBindAndBack},
+		{"holder's memory", testMemory},
 		{"isolation", testIsolation},
 		{"unsafe interrupts", testUnsafeInterrupts},
 		{"reset", testReset},
@@ -72,6 +75,7 @@ func Run(t *testing.T, open func(t *testing.T) Host) {
 		{"device node", testNode},
 		{"numvfs rules", testNumVFsRules},
 		{"carve", testCarve},
+		{"carve held", testCarveHeld},
 		{"carve partial", testPartial},
 		{"autoprobe", testAutoprobe},
 		{"vanish", testVanish},
@@ -90,6 +94,12 @@ type host struct {
 	Host
 	t *testing.T
 }
+
+// grouped says whether the host's functions are in IOMMU groups, without which vfio-pci takes none.
+func (h *host) grouped() bool { return h.Holder == iommu.VFIO }
+
+// keepsHeld says whether VFs that the holder has cannot be disabled.
+func (h *host) keepsHeld() bool { return h.KeepsHeld && h.Holder == iommu.Pciback }
 
 // patience bounds every wait of the suite; an emulated host is slow.
 const patience = time.Minute

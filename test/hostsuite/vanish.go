@@ -23,9 +23,13 @@ func testVanish(t *testing.T, h *host) {
 		mayPass    bool // what is not there has no driver
 		do         func(host *recorder, vf sriov.VF) error
 	}{
-		{"bind", "/driver_override", false, func(r *recorder, vf sriov.VF) error { return iommu.Bind(h.ctx(), r, vf.Addr, iommu.VFIO) }},
+		{"bind", "/driver_override", false, func(r *recorder, vf sriov.VF) error { return iommu.Bind(h.ctx(), r, vf.Addr, h.Holder) }},
 		{"unbind", "/unbind", true, func(r *recorder, vf sriov.VF) error {
-			h.bind(vf, iommu.VFIO)
+			driver := h.Holder
+			if h.keepsHeld() { // testCarveHeld has the refusal
+				driver = h.VFDriver
+			}
+			h.bind(vf, driver)
 			return iommu.Unbind(h.ctx(), r, vf.Addr)
 		}},
 		{"reset", "/reset", false, func(r *recorder, vf sriov.VF) error {
@@ -78,13 +82,13 @@ func testUevents(t *testing.T, h *host) {
 		t.Fatal(err)
 	}
 	vfs := h.carve(2)
-	h.bind(vfs[0], iommu.VFIO)
+	h.bind(vfs[0], h.Holder)
 	h.bind(vfs[0], h.VFDriver)
 	h.carve(0)
 	names := map[pci.Addr]string{h.PF: "PF", vfs[0].Addr: "VF 0", vfs[1].Addr: "VF 1"}
 	want := []string{
 		"add pci VF 0", "change pci VF 0", "add pci VF 1", "change pci VF 1", "change pci PF " + h.pf().Driver,
-		"bind pci VF 0 vfio-pci", "unbind pci VF 0",
+		"bind pci VF 0 " + h.Holder, "unbind pci VF 0",
 		"add net VF 0", "bind pci VF 0 " + h.VFDriver,
 		"remove net VF 0", "unbind pci VF 0", "remove pci VF 0", "remove pci VF 1",
 	}
