@@ -12,8 +12,8 @@ import (
 const (
 	// attachWait bounds an attach, which goes on after whoever asked has gone.
 	attachWait = 2 * time.Minute
-	// frontWait is how long the guest's frontend may take to connect.
-	frontWait = 20 * time.Second
+	// frontWait is how long the guest's frontend may take to connect; with the undoing it fits into a step of the broker.
+	frontWait = 15 * time.Second
 )
 
 // Attach has the toolstack give a function to the guest, and waits until the guest's frontend

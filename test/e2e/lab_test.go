@@ -23,17 +23,14 @@ import (
 )
 
 // The scripts of testdata/lab run against the real daemon on the emulated
-// host's kernel, and those of testdata/noiommu where that host was booted without an IOMMU. They share its
-// devices, so they run one at a time.
+// host's kernel, and those of testdata/noiommu where that host was booted without an IOMMU; in Xen's dom0 those of
+// testdata/xen and xen-noiommu. They share its devices, so they run one at a time.
 func TestLab(t *testing.T) {
 	if os.Getenv("VFLAB") != "1" {
 		t.Fatal("this is not the emulated host: run it by vflab run, it carves PFs and loads modules")
 	}
-	dir := filepath.Join("testdata", "lab")
-	if groups, err := os.ReadDir("/sys/kernel/iommu_groups"); err != nil || len(groups) == 0 {
-		dir = filepath.Join("testdata", "noiommu")
-	}
-	p := params(t, dir)
+	p := params(t, filepath.Join("testdata", labScripts()))
+	p.Cmds["domain"] = startDomain
 	p.Cmds["qemu"] = startQEMU
 	p.Cmds["endqemu"] = endQEMU
 	p.Cmds["expand"] = expand
@@ -48,6 +45,20 @@ func TestLab(t *testing.T) {
 		return before(env)
 	}
 	testscript.RunT(sequential{t}, p)
+}
+
+// labScripts is the directory of the scripts for this host.
+func labScripts() string {
+	if os.Getenv("VFLAB_HYPERVISOR") == "xen" {
+		if caps, err := exec.Command("xl", "info").Output(); err == nil && !strings.Contains(string(caps), "hvm_directio") {
+			return "xen-noiommu"
+		}
+		return "xen"
+	}
+	if groups, err := os.ReadDir("/sys/kernel/iommu_groups"); err != nil || len(groups) == 0 {
+		return "noiommu"
+	}
+	return "lab"
 }
 
 // uncarve takes the VFs away that a script before may have left, so that one failure is not another's.
