@@ -1,12 +1,13 @@
-# Each target is one command that works without make too. demo, test, soak, chaos, sim, bench, fuzz
+# Each target is one command that works without make too. demo, test, xen, soak, chaos, sim, bench, fuzz
 # and check install what they need on a fresh Debian 12 or 13 and want root; the others need Go.
 export CGO_ENABLED = 0
 
-.PHONY: demo test unit sim soak chaos bench fuzz gen build check clean
+.PHONY: demo test unit xen sim soak chaos bench fuzz gen build check clean
 
 demo: ; test/setup/run.sh demo
 test: ; test/setup/run.sh test
 unit: ; test/setup/run.sh unit
+xen: ; test/setup/run.sh xen
 sim: ; test/setup/run.sh sim
 soak: ; test/setup/run.sh soak
 chaos: ; test/setup/run.sh chaos

@@ -19,10 +19,10 @@ setup() {
 	go build -trimpath -o bin/ ./cmd/...
 }
 
-# The test binary of a package for the emulated host.
-lab_binary() { # package
+# The test binary of a package for the emulated host, or for one under Xen (labxen).
+lab_binary() { # package [tag]
 	mkdir -p bin/lab
-	go test -c -tags lab -o "bin/lab/$(basename "$1").test" "./$1"
+	go test -c -tags "${2:-lab}" -o "bin/lab/$(basename "$1")${2:+-xen}.test" "./$1"
 }
 
 # Counts the results in a log of `go test -v`, top-level tests and subtests alike.
@@ -53,7 +53,7 @@ unit() {
 		printf 'gofmt: %s\n' "$dirty" >&2
 		status=1
 	fi
-	{ go vet ./... && go vet -tags lab,labhost ./... && go test -v -timeout 180s ./...; } >$logs/unit.log 2>&1 || status=1
+	{ go vet ./... && go vet -tags lab,labhost ./... && go vet -tags labxen ./... && go test -v -timeout 180s ./...; } >$logs/unit.log 2>&1 || status=1
 	level unit $status
 }
 
@@ -84,6 +84,29 @@ on_emulated_host() {
 	lab_level guest bench/guest --kernel backports --clock deterministic
 	lab_level soak test/soak --kernel backports --clock deterministic
 }
+
+# xen_level NAME SCRIPT [vflab options]: a script's tests in dom0 of the emulated host under Xen.
+xen_level() {
+	local name=$1 script=$2 began=$SECONDS status=0
+	shift 2
+	step "$name, on the emulated host"
+	vflab run --hypervisor xen --clock deterministic --timeout 15m --out out "$@" -- sh -c "$script" >"$logs/$name.log" 2>&1 || status=$?
+	level "$name" $status
+}
+
+# Every suite that Xen has a part in, in one boot; then what is refused without an IOMMU.
+on_xen() {
+	local script='status=0' package
+	for package in $xen_packages; do
+		script="$script; (cd $package && exec $PWD/bin/lab/$(basename "$package")-xen.test -test.v -test.timeout 10m) || status=1"
+	done
+	xen_level xen "$script
+		(cd test/e2e && exec $PWD/bin/lab/e2e.test -test.v -test.timeout 10m -test.run TestLab/) || status=1
+		(cd test/soak && SOAK_CYCLES=2 SOAK_KILLS=2 exec $PWD/bin/lab/soak.test -test.v -test.timeout 10m -test.run TestSoak) || status=1
+		exit \$status"
+	xen_level xen-no-iommu "cd test/e2e && exec $PWD/bin/lab/e2e.test -test.v -test.timeout 5m -test.run TestLab/" --iommu none
+}
+xen_packages="test/hostsuite test/hvsuite guestshim bench/guest"
 lab_packages="test/hostsuite sriov test/hvsuite guestshim test/e2e bench/hostcpu bench/guest test/soak"
 
 finish() {
@@ -97,6 +120,18 @@ finish() {
 	done
 	printf '%d passed, %d failed, %d skipped\n' $passed $failed $skipped
 	[ $failed -eq 0 ]
+}
+
+# hypervisor sets the options of the host that HYPERVISOR names, kvm or xen.
+hypervisor() {
+	case ${HYPERVISOR:=kvm} in
+	kvm) host="--kernel backports" ;;
+	xen) host="--hypervisor xen" ;;
+	*)
+		echo "HYPERVISOR=$HYPERVISOR is neither kvm nor xen" >&2
+		exit 2
+		;;
+	esac
 }
 
 case ${1:-} in
@@ -114,22 +149,24 @@ test)
 	unit
 	vflab image
 	for package in $lab_packages; do lab_binary "$package"; done
-	emulated_host & # beside the others: it mostly waits for boots
+	for package in $xen_packages; do lab_binary "$package" labxen; done
+	{ emulated_host; on_xen; } & # beside the others: a machine under the deterministic clock uses one CPU
 	on_emulated_host
 	wait
-	finish unit vflab kernel netlink hypervisor shim command-line no-iommu hostcpu guest soak
+	finish unit vflab kernel netlink hypervisor shim command-line no-iommu hostcpu guest soak xen xen-no-iommu
+	;;
+xen)
+	setup
+	vflab image
+	for package in $xen_packages; do lab_binary "$package" labxen; done
+	for package in test/e2e test/soak; do lab_binary "$package"; done
+	on_xen
+	finish xen xen-no-iommu
 	;;
 demo)
 	setup
 	mkdir -p out
-	case ${HYPERVISOR:=kvm} in
-	kvm) host="--kernel backports" ;;
-	xen) host="--hypervisor xen" ;;
-	*)
-		echo "HYPERVISOR=$HYPERVISOR is neither kvm nor xen" >&2
-		exit 2
-		;;
-	esac
+	hypervisor
 	step "the emulated host, $HYPERVISOR"
 	# shellcheck disable=SC2086 # words
 	exec vflab run $host --clock deterministic --timeout 15m --out out -- sh test/setup/demo.sh
@@ -138,7 +175,10 @@ soak)
 	setup
 	mkdir -p out
 	lab_binary test/soak
-	exec vflab run --kernel backports --clock deterministic --timeout 25m --out out --env SOAK_CYCLES="${CYCLES:-50}" -- \
+	hypervisor
+	case $HYPERVISOR in kvm) CYCLES=${CYCLES:-50} ;; xen) CYCLES=${CYCLES:-20} ;; esac
+	# shellcheck disable=SC2086 # words
+	exec vflab run $host --clock deterministic --timeout 25m --out out --env SOAK_CYCLES="$CYCLES" -- \
 		sh -c "cd test/soak && exec $PWD/bin/lab/soak.test -test.v -test.timeout 24m"
 	;;
 chaos)
@@ -170,7 +210,7 @@ fuzz)
 	done
 	;;
 *)
-	echo "usage: $0 test|unit|check|demo|soak|chaos|bench|sim|fuzz" >&2
+	echo "usage: $0 test|unit|check|xen|demo|soak|chaos|bench|sim|fuzz" >&2
 	exit 2
 	;;
 esac
