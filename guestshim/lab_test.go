@@ -27,7 +27,6 @@ const (
 	labPF      = "/sys/bus/pci/devices/0000:01:00.0"
 	labPFNet   = "eth0"
 	labVF      = "0000:01:10.0"
-	labVFMAC   = "52:54:00:0d:00:01"
 	labPeer    = "52:54:00:0a:00:02"
 	labUplink  = "52:54:00:0b:00:01"
 	labFar     = "52:54:00:0b:00:02"
@@ -204,18 +203,10 @@ func TestLabVsock(t *testing.T) {
 	}
 	client := guestshim.NewClient(dial())
 
-	about, err := client.About(ctx)
-	if err != nil || about.Protocol != guestshim.Version || about.Kernel == "" || about.BootID == "" || !about.Bench {
-		t.Errorf("about: %+v, %v", about, err)
-	}
+	checkShim(ctx, t, client, dial)
 	report, err := client.Await(ctx, guestshim.Identity{MAC: guest.DefaultMAC, BringUp: true})
 	if err != nil || report.Driver != "virtio_net" || !report.Ready() {
 		t.Errorf("the guest's virtio-net: %+v, %v", report, err)
-	}
-	impatient := dial() // with a deadline for the shim and none for itself: the guest may be slow
-	fmt.Fprintf(impatient, `{"v":1,"id":1,"op":"await","timeout_ms":2000,"body":{"mac":"%s"}}`+"\n", labVFMAC)
-	if line, err := bufio.NewReader(impatient).ReadString('\n'); err != nil || !strings.Contains(line, string(guestshim.NotReady)) || !strings.Contains(line, labVFMAC) {
-		t.Errorf("a device that does not come: got %q, %v, want %v that names it", line, err, guestshim.NotReady)
 	}
 	state, err := client.Setup(ctx, guestshim.NetSetup{MAC: guest.DefaultMAC, CIDR: netip.MustParsePrefix("10.9.2.2/24"), PeerIP: peer.Addr(), PeerMAC: labFar})
 	if err != nil || state.Netdev != report.Netdev {
@@ -224,19 +215,6 @@ func TestLabVsock(t *testing.T) {
 	result, err := client.PingPong(ctx, pingpong.Spec{Peer: peer, Size: 64, Warmup: 10, Rounds: 100, Timeout: 10 * time.Second})
 	if err != nil || len(result.RTTs) < 99 {
 		t.Errorf("%d of 100 round trips: %v", len(result.RTTs), err)
-	}
-
-	broken := dial()
-	go fmt.Fprint(broken, strings.Repeat("x", guestshim.MaxFrame+1))
-	lines := bufio.NewScanner(broken)
-	if !lines.Scan() || !strings.Contains(lines.Text(), string(guestshim.BadRequest)) {
-		t.Errorf("an oversized frame: got %q, %v", lines.Text(), lines.Err())
-	}
-	if lines.Scan() {
-		t.Errorf("the connection goes on after an oversized frame: %q", lines.Text())
-	}
-	if _, err := client.About(ctx); err != nil {
-		t.Errorf("another connection after that: %v", err)
 	}
 }
 
@@ -305,22 +283,13 @@ func switches(t *testing.T, pid int) int {
 	if err != nil || len(files) == 0 {
 		t.Fatalf("process %d: %v", pid, err)
 	}
-	sum := 0
+	var all strings.Builder
 	for _, file := range files {
 		data, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for line := range strings.Lines(string(data)) {
-			name, value, _ := strings.Cut(line, ":")
-			if strings.HasSuffix(name, "voluntary_ctxt_switches") {
-				var n int
-				if _, err := fmt.Sscan(value, &n); err != nil {
-					t.Fatal(err)
-				}
-				sum += n
-			}
-		}
+		all.Write(data)
 	}
-	return sum
+	return countSwitches(t, all.String())
 }
