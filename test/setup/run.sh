@@ -96,15 +96,16 @@ xen_level() {
 
 # Every suite that Xen has a part in, in one boot; then what is refused without an IOMMU.
 on_xen() {
-	local script='status=0' package
-	for package in $xen_packages; do
-		script="$script; (cd $package && exec $PWD/bin/lab/$(basename "$package")-xen.test -test.v -test.timeout 10m) || status=1"
-	done
-	xen_level xen "$script
-		(cd test/e2e && exec $PWD/bin/lab/e2e.test -test.v -test.timeout 10m -test.run TestLab/) || status=1
-		(cd test/soak && SOAK_CYCLES=2 SOAK_KILLS=2 exec $PWD/bin/lab/soak.test -test.v -test.timeout 10m -test.run TestSoak) || status=1
+	local lab=$PWD/bin/lab flags="-test.v -test.timeout 10m -test.run"
+	xen_level xen "status=0
+		(cd test/hostsuite && exec $lab/hostsuite-xen.test $flags '^TestDom0') || status=1
+		(cd test/hvsuite && exec $lab/hvsuite-xen.test $flags '^TestXen\$') || status=1
+		(cd guestshim && exec $lab/guestshim-xen.test $flags '^TestLabXenstore') || status=1
+		(cd bench/guest && exec $lab/guest-xen.test $flags '^TestDomainOnBridge') || status=1
+		(cd test/e2e && exec $lab/e2e.test $flags '^TestLab\$') || status=1
+		(cd test/soak && SOAK_CYCLES=2 SOAK_KILLS=2 exec $lab/soak.test $flags '^TestSoak\$') || status=1
 		exit \$status"
-	xen_level xen-no-iommu "cd test/e2e && exec $PWD/bin/lab/e2e.test -test.v -test.timeout 5m -test.run TestLab/" --iommu none
+	xen_level xen-no-iommu "cd test/e2e && exec $lab/e2e.test $flags '^TestLab\$'" --iommu none
 }
 xen_packages="test/hostsuite test/hvsuite guestshim bench/guest"
 lab_packages="test/hostsuite sriov test/hvsuite guestshim test/e2e bench/hostcpu bench/guest test/soak"
