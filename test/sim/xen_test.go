@@ -1,0 +1,340 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"vfbroker/broker"
+	"vfbroker/broker/xen"
+	"vfbroker/guestshim/xenstore"
+	"vfbroker/iommu"
+	"vfbroker/sriov/sysfs"
+	"vfbroker/test/hvsuite/xenfake"
+)
+
+// TestXen kills a daemon of Xen's control domain at each effect of a lease, from acquire to release: a write to the host, a
+// commit, an xl, a message to xenstored; before it, or after it and before its answer. libxl's faults are the
+// scripted Xen's: functions half attached, buses stuck in closing, pciback with a function that no domain has. The next
+// daemon must bring all of it to an end, and lend and take back what there is.
+func TestXen(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{xenfake.PV, xenfake.HVM} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			whole := 0
+			synctest.Test(t, func(t *testing.T) { whole = newXenRun(t, kind).undisturbed() })
+			if whole < 50 {
+				t.Fatalf("a lease has %d effects: they are not seen", whole)
+			}
+			stride := 7 // a share; the rest with -deep
+			if *deep {
+				stride = 1
+			}
+			for n := 1; n <= whole; n += stride {
+				for _, when := range []string{"before", "after"} {
+					synctest.Test(t, func(t *testing.T) { newXenRun(t, kind).killed(n, when == "after") })
+					if t.Failed() {
+						t.Fatalf("killed %s effect %d of %d", when, n, whole)
+					}
+				}
+			}
+			t.Logf("killed at every %d. of %d effects, before and after it", stride, whole)
+		})
+	}
+}
+
+// xenRun is a scripted Xen and the journal that outlives a daemon.
+type xenRun struct {
+	t      *testing.T
+	xen    *xenfake.Xen
+	path   string // of the journal
+	before map[string]string
+}
+
+func newXenRun(t *testing.T, kind string) *xenRun {
+	x := xenfake.New(t, kind)
+	return &xenRun{t: t, xen: x, path: filepath.Join(t.TempDir(), "journal.db"), before: look(t, x)}
+}
+
+// look is what a lease must leave as it was: xenstore, who drives the functions, and which domain Xen gave them to.
+func look(t *testing.T, x *xenfake.Xen) map[string]string {
+	seen := maps.Clone(x.Store.Tree())
+	for name, value := range seen {
+		// The first function of a host makes these; and an empty note of libxl, which says nothing, stays after a crash.
+		if value == "" && (strings.HasPrefix("/local/domain/0/backend/pci/", name+"/") || strings.HasPrefix(name, "/libxl/pci")) {
+			delete(seen, name)
+		}
+	}
+	for _, f := range x.VFs {
+		driver, override, err := iommu.Driver(x.Host, f.Addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen[f.Addr.String()] = driver + "," + override
+	}
+	return seen
+}
+
+// life is a daemon's: it ends at an effect, 0 never.
+type life struct {
+	mu    sync.Mutex
+	n     int // effects so far
+	end   int
+	after bool // the last one is done, and its answer lost
+	dead  bool
+	conns []io.Closer
+}
+
+var errKilled = errors.New("the daemon was killed")
+
+// pass does an effect unless the daemon is dead.
+func (l *life) pass(do func() error) error {
+	l.mu.Lock()
+	if l.dead {
+		l.mu.Unlock()
+		return errKilled
+	}
+	l.n++
+	last := l.n == l.end
+	l.dead = last
+	l.mu.Unlock()
+	if last && !l.after {
+		l.hangUp()
+		return errKilled
+	}
+	err := do()
+	if last {
+		l.hangUp()
+		return errKilled
+	}
+	return err
+}
+
+func (l *life) hangUp() {
+	for _, c := range l.conns {
+		c.Close()
+	}
+}
+
+// dial connects the daemon to xenstored, as long as it lives.
+func (l *life) dial(x *xenfake.Xen) func(context.Context) (io.ReadWriteCloser, error) {
+	return func(ctx context.Context) (io.ReadWriteCloser, error) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.dead {
+			return nil, errKilled
+		}
+		c, err := x.Store.Dial(ctx)
+		if err != nil {
+			return nil, err
+		}
+		l.conns = append(l.conns, c)
+		return mortalConn{c, l}, nil
+	}
+}
+
+type mortalConn struct {
+	io.ReadWriteCloser
+	life *life
+}
+
+func (c mortalConn) Write(b []byte) (n int, err error) {
+	err = c.life.pass(func() error { n, err = c.ReadWriteCloser.Write(b); return err })
+	return n, err
+}
+
+type mortalFS struct {
+	sysfs.FS
+	life *life
+}
+
+func (f mortalFS) Write(name, value string) error {
+	return f.life.pass(func() error { return f.FS.Write(name, value) })
+}
+
+type mortalStore struct {
+	broker.Store
+	life *life
+}
+
+func (s mortalStore) Commit(ctx context.Context, batch broker.Batch) error {
+	return s.life.pass(func() error { return s.Store.Commit(ctx, batch) })
+}
+
+// mortalXL outlives the daemon that started it.
+func mortalXL(x *xenfake.Xen, l *life) xen.Runner {
+	return func(ctx context.Context, args ...string) (out []byte, err error) {
+		err = l.pass(func() error { out, err = x.XL(ctx, args...); return err })
+		return out, err
+	}
+}
+
+// daemon opens a broker for a life. The last one's is over.
+func (r *xenRun) daemon(l *life) (b *broker.Broker, end func(), err error) {
+	store := xenstore.New(l.dial(r.xen))
+	host := mortalFS{r.xen.Host, l}
+	guest := func(id broker.GuestID) (broker.GuestConfig, error) {
+		if id != r.xen.ID {
+			return broker.GuestConfig{}, broker.ErrNotFound
+		}
+		return broker.GuestConfig{ID: id, Target: broker.Xen, Domain: xenfake.Domain}, nil
+	}
+	hv := xen.New(host, mortalXL(r.xen, l), store, guest, nil)
+	journal, err := broker.OpenJournal(r.path)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	begin := time.Now()
+	b, err = broker.Open(r.t.Context(), broker.Options{
+		FS: host, Attributes: r.xen.Host.Attributes(), Store: mortalStore{journal, l},
+		Hypervisors: map[broker.Target]broker.Hypervisor{broker.Xen: hv}, Guests: guest,
+		ListGuests: func() ([]broker.GuestID, error) { return []broker.GuestID{r.xen.ID}, nil },
+		Policy:     broker.Policy{PFs: []broker.PFPolicy{{PF: r.xen.VFs[0].PF.String()}}},
+		Boottime:   func() time.Duration { return time.Since(begin) },
+		Uevents:    r.xen.Host.Uevents(1024),
+	})
+	end = func() {
+		if b != nil {
+			b.Close()
+		}
+		hv.Close()
+		store.Close() // of a dead one it may say that nobody answered
+		journal.Close()
+	}
+	if err != nil {
+		end()
+	}
+	return b, end, err
+}
+
+var root = broker.Caller{Admin: true}
+
+// lend acquires a function and releases it.
+func (r *xenRun) lend(b *broker.Broker, id string) error {
+	ctx, cancel := context.WithTimeout(r.t.Context(), 10*time.Minute)
+	defer cancel()
+	l, err := b.Acquire(ctx, root, broker.Request{RequestID: id, Guest: r.xen.ID})
+	if err != nil {
+		return err
+	}
+	if !r.xen.Sees(l.Addr) {
+		r.t.Errorf("lease %s is granted, and the guest does not see %s", l.ID, l.Addr)
+	}
+	return r.giveBack(ctx, b, l)
+}
+
+func (r *xenRun) giveBack(ctx context.Context, b *broker.Broker, l broker.Lease) error {
+	l, err := b.Release(ctx, root, broker.ReleaseRequest{RequestID: "r-" + string(l.ID), LeaseID: l.ID, Generation: l.Generation})
+	if err == nil && l.State != broker.Closed {
+		r.t.Errorf("lease %s is %s after its release", l.ID, l.State)
+	}
+	return err
+}
+
+// undisturbed counts the effects of a lease.
+func (r *xenRun) undisturbed() int {
+	l := &life{}
+	b, end, err := r.daemon(l)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer end()
+	if err := r.lend(b, "one"); err != nil {
+		r.t.Fatal(err)
+	}
+	n := l.n
+	r.asBefore()
+	return n
+}
+
+// killed kills a daemon at an effect, and has the next one clear up.
+func (r *xenRun) killed(n int, after bool) {
+	b, end, err := r.daemon(&life{end: n, after: after})
+	if err == nil {
+		_ = r.lend(b, "one") // the crash is the answer
+		end()
+	}
+	b, end, err = r.daemon(&life{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer end()
+	ctx, cancel := context.WithTimeout(r.t.Context(), time.Hour)
+	defer cancel()
+	for _, l := range r.settled(ctx, b) {
+		if !r.xen.Sees(l.Addr) {
+			r.t.Errorf("lease %s is active, and the guest does not see %s", l.ID, l.Addr)
+		}
+		if err := r.giveBack(ctx, b, l); err != nil {
+			r.t.Error(err)
+		}
+	}
+	if err := r.lend(b, "two"); err != nil {
+		r.t.Error(err)
+	}
+	r.asBefore()
+}
+
+// settled waits until nothing is under way, and returns the live leases, all of them active.
+func (r *xenRun) settled(ctx context.Context, b *broker.Broker) (live []broker.Lease) {
+	err := sysfs.Wait(ctx, func() (bool, error) {
+		leases, _, err := b.Leases(root, broker.LeaseFilter{}, broker.Page{})
+		if err != nil {
+			return false, err
+		}
+		live = nil
+		for _, l := range leases {
+			if l.State.Live() {
+				live = append(live, l)
+			}
+			if l.State == broker.Pending || l.State == broker.Releasing {
+				return false, nil
+			}
+		}
+		pfs, _, err := b.Inventory(root, "", broker.Page{})
+		for _, pf := range pfs {
+			for _, vf := range pf.VFs {
+				if vf.State == broker.Scrubbing {
+					return false, err
+				}
+				if vf.State == broker.Quarantined {
+					r.t.Errorf("function %s is quarantined: %s", vf.VF.Addr, vf.Reason)
+				}
+			}
+		}
+		return true, err
+	})
+	if err != nil {
+		r.t.Errorf("it does not settle: %v", err)
+	}
+	return live
+}
+
+// asBefore says what a lease has left behind.
+func (r *xenRun) asBefore() {
+	synctest.Wait()
+	after := look(r.t, r.xen)
+	for name := range after {
+		if strings.Contains(name, "/error/") { // a guest's own drivers complain there
+			delete(after, name)
+		}
+	}
+	if diff := cmp.Diff(r.before, after); diff != "" {
+		r.t.Errorf("left behind (-before +after):\n%s", diff)
+	}
+	for _, f := range r.xen.VFs {
+		if r.xen.Access(f.Addr) {
+			r.t.Errorf("a guest has access to the memory of %s", f.Addr)
+		}
+	}
+}
