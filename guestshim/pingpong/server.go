@@ -38,6 +38,8 @@ func Listen(addr netip.AddrPort) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %v: %w", addr, err)
 	}
+	// Not in Serve, which may begin in the middle of a block of a client in this process: it stops the world.
+	reserveProcessors()
 	s, err := openSocket(addr.Addr())
 	if err != nil {
 		return nil, fmt.Errorf("listen on %v: %w", addr, err)
@@ -71,7 +73,6 @@ func (s *Server) Serve(ctx context.Context) error {
 			<-stopped
 		}
 	}()
-	reserveProcessors()
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	unpin, err := pin(s.PinCPU)
