@@ -5,13 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"vfbroker/guestshim/xenstore"
@@ -190,7 +193,7 @@ func (d *Domain) watchEnd() error {
 			// "-b----  12.3": the fourth of "rbpscd" is shutdown, the fifth crashed.
 			out, err := xl(ctx, "list", d.name)
 			fields := strings.Fields(out)
-			if ctx.Err() == nil && (err != nil || len(fields) < 2 || strings.ContainsAny(fields[len(fields)-2], "scd")) {
+			if absent(err) || err == nil && len(fields) > 1 && strings.ContainsAny(fields[len(fields)-2], "scd") {
 				close(d.gone)
 				return
 			}
@@ -240,10 +243,11 @@ func (d *Domain) Stop() error {
 	}
 	var errs []error
 	if d.name != "" {
-		if _, err := xl(ctx, "destroy", d.name); err != nil && !strings.Contains(err.Error(), "invalid domain identifier") {
+		if _, err := xl(ctx, "destroy", d.name); err != nil && !absent(err) {
 			errs = append(errs, err)
+		} else {
+			d.name = ""
 		}
-		d.name = ""
 	}
 	errs = append(errs, d.store.Close(), withdraw(d.cfg))
 	if d.dir != "" {
@@ -256,6 +260,14 @@ func (d *Domain) Stop() error {
 	return nil
 }
 
+// ourDomain is the name of a domain of ours, with the process that made it.
+var ourDomain = regexp.MustCompile("^" + dirPrefix + `([0-9]+)-.+-[0-9]+$`)
+
+// absent says that xl knows no such domain.
+func absent(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "invalid domain identifier")
+}
+
 // sweepDomains destroys the domains of processes that were killed.
 func sweepDomains(ctx context.Context) error {
 	out, err := xl(ctx, "list")
@@ -264,9 +276,11 @@ func sweepDomains(ctx context.Context) error {
 	}
 	for line := range strings.Lines(out) {
 		name, _, _ := strings.Cut(line, " ")
-		rest, ours := strings.CutPrefix(name, dirPrefix)
-		pid, _, _ := strings.Cut(rest, "-")
-		if _, err := os.Stat("/proc/" + pid); !ours || err == nil {
+		ours := ourDomain.FindStringSubmatch(name)
+		if ours == nil {
+			continue
+		}
+		if _, err := os.Stat("/proc/" + ours[1]); !errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if _, err := xl(ctx, "destroy", name); err != nil {
@@ -281,6 +295,10 @@ func xl(ctx context.Context, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, xlTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "xl", args...)
+	// Its hotplug scripts would keep the pipes open.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -492,3 +492,31 @@ func TestStoppedStore(t *testing.T) {
 		}
 	})
 }
+
+// TestEndsWhileAnotherWaits ends a guest while one attach works on it and another waits for its turn.
+func TestEndsWhileAnotherWaits(t *testing.T) {
+	t.Parallel()
+	virtual(t, xenfake.PV, func(t *testing.T, x *xenfake.Xen) {
+		g := x.Guest(t.Context(), t, x.VFs[0], x.VFs[1])
+		events := x.HV.Events(t.Context())
+		x.Front(xenfake.Holds)
+		ended := make(chan error)
+		for i, f := range x.VFs[:2] {
+			go func() {
+				_, err := x.HV.Attach(t.Context(), g, f, broker.LeaseID(strings.Repeat("0", 31)+string(rune('1'+i))))
+				ended <- err
+			}()
+			synctest.Wait()
+		}
+		x.Kill(t)
+		for range 2 {
+			if err := <-ended; err == nil {
+				t.Error("a guest that has ended was given a function")
+			}
+		}
+		if ev := <-events; ev.Kind != broker.EventGuestGone {
+			t.Errorf("event %+v, want that the guest is gone", ev)
+		}
+		time.Sleep(5 * time.Minute) // whatever still watches it
+	})
+}

@@ -121,7 +121,9 @@ func (h *Hypervisor) ended(l *line) {
 	h.mu.Lock()
 	known := len(l.slots) > 0
 	clear(l.slots)
-	if known {
+	l.turns++     // what was read of it before is of another time
+	if !l.ended { // an attach that waited for its turn may have had it guarded anew
+		l.ended = true
 		close(l.over)
 	}
 	h.settle(l)

@@ -25,9 +25,18 @@ func IsDom0(fs sysfs.FS) (bool, error) {
 		can, err = sysfs.ReadString(fs, "/proc/xen/capabilities")
 	}
 	if sysfs.IsNotExist(err) {
-		return false, nil
+		return false, unmounted(fs)
 	}
 	return strings.Contains(can, "control_d"), err
+}
+
+// unmounted says that a kernel on Xen without xenfs is that of the control domain, by its UUID.
+func unmounted(fs sysfs.FS) error {
+	uuid, err := sysfs.ReadString(fs, "/sys/hypervisor/uuid")
+	if err == nil && strings.Trim(uuid, "0-") == "" {
+		return errors.New("this is Xen's control domain, and xenfs is not mounted: mount -t xenfs none /proc/xen")
+	}
+	return nil
 }
 
 // Isolated says whether Xen's IOMMU and the way up to it keep the function apart from all others.

@@ -20,6 +20,7 @@ type line struct {
 	slots map[broker.Slot]*slotState // guarded by Hypervisor.mu, as what follows
 	turns uint64                     // how often the toolstack began or ended to work on a slot
 	guard context.CancelFunc         // nil: it is not guarded
+	ended bool                       // over is closed
 }
 
 // slotState is a slot of ours that the domain holds, or is about to.

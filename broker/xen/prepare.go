@@ -93,13 +93,13 @@ func (h *Hypervisor) unquarantine(ctx context.Context, addr pci.Addr) error {
 func (h *Hypervisor) awaitFree(ctx context.Context, addr pci.Addr) (who string, err error) {
 	closing, cancel := context.WithTimeout(ctx, closeWait)
 	defer cancel()
+	var lookErr error
 	err = sysfs.Wait(closing, func() (bool, error) {
 		var marked bool
-		var err error
-		who, marked, err = h.holder(ctx, addr, "")
-		return who == "" || !marked, err
+		who, marked, lookErr = h.holder(ctx, addr, "")
+		return who == "" || !marked, lookErr
 	})
-	if closing.Err() != nil && ctx.Err() == nil {
+	if lookErr == nil && closing.Err() != nil && ctx.Err() == nil {
 		return who, nil
 	}
 	return who, err
