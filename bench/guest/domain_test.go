@@ -6,8 +6,6 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
-
-	"vfbroker/sriov/sysfs"
 )
 
 // TestDescription pins what decides between working and not: see docs/xen.md.
@@ -63,23 +61,6 @@ func TestLeftBridges(t *testing.T) {
 	}
 	if !alive(os.Getpid()) || alive(1<<30) {
 		t.Error("this process is dead, or one that cannot be lives")
-	}
-}
-
-func TestIsDom0(t *testing.T) {
-	t.Parallel()
-	for text, want := range map[string]bool{"control_d\n": true, "": false, "-": false} {
-		root := t.TempDir()
-		if text != "-" {
-			writeFiles(t, root, map[string]string{"proc/xen/capabilities": text})
-		}
-		fs, err := sysfs.Open(root)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got, err := IsDom0(fs); err != nil || got != want {
-			t.Errorf("capabilities %q: %v, %v; want %v", text, got, err, want)
-		}
 	}
 }
 

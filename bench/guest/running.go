@@ -2,11 +2,7 @@ package guest
 
 import (
 	"context"
-	"fmt"
 	"net"
-	"strings"
-
-	"vfbroker/sriov/sysfs"
 )
 
 // Running is a guest that runs, of either hypervisor.
@@ -32,17 +28,4 @@ func Boot(ctx context.Context, cfg Config) (Running, error) {
 		return nil, err
 	}
 	return d, nil
-}
-
-// IsDom0 says whether a host is Xen's control domain, which makes Xen guests and no others
-// (drivers/xen/xenfs/super.c).
-func IsDom0(fs sysfs.FS) (bool, error) {
-	text, err := sysfs.ReadString(fs, "/proc/xen/capabilities")
-	if sysfs.IsNotExist(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("find out whether this is Xen's control domain: %w", err)
-	}
-	return strings.Contains(text, "control_d"), nil
 }

@@ -200,23 +200,6 @@ func TestIsolatedTopology(t *testing.T) {
 	refused(t, "isolated", h.Isolated(t.Context(), f), broker.ErrNotIsolated, "0000:00:02.0 has no access control services", f.Addr.String())
 }
 
-func TestIsDom0(t *testing.T) {
-	t.Parallel()
-	for name, want := range map[string]bool{"control_d": true, "": false} {
-		host := fakehost.New(t, "igb-pair")
-		if is, err := xen.IsDom0(host); is || err != nil {
-			t.Errorf("a host without Xen is one: %v, %v", is, err)
-		}
-		host.Xen()
-		if name == "" {
-			host.FailOn("/proc/xen/capabilities", syscall.ENOENT)
-		}
-		if is, err := xen.IsDom0(host); is != want || err != nil {
-			t.Errorf("capabilities %q: %v, %v, want %v", name, is, err, want)
-		}
-	}
-}
-
 func state(x *xenfake.Xen, node string) string {
 	value, _ := x.Store.Get("/local/domain/0/backend/pci/1/0/" + node)
 	return value

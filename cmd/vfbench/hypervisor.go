@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"vfbroker/bench/guest"
+	"vfbroker/broker/xen"
 	"vfbroker/sriov/sysfs"
 )
 
@@ -65,7 +66,7 @@ func (h *hypervisor) resolve() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dom0, err := guest.IsDom0(fs)
+	dom0, err := xen.IsDom0(fs)
 	if err != nil || !dom0 {
 		return onKVM, err
 	}
