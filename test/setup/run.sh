@@ -112,14 +112,36 @@ on_xen() {
 xen_packages="test/hostsuite test/hvsuite guestshim bench/guest"
 lab_packages="test/hostsuite sriov test/hvsuite guestshim test/e2e bench/hostcpu bench/guest test/soak"
 
+# failures NAME: a failed level's tests, and the last that each said.
+failures() {
+	awk -v name="$1" -v most=10 '
+		/^ *--- (FAIL|SKIP):/ { order[++n] = $3; next }
+		/^=== / { now = $3; next }
+		/^ *--- / { now = ""; next }
+		/^panic: / { print name ": " $0 }
+		now != "" { said[now, count[now]++ % most] = "  " substr($0, 1, 300) }
+		END {
+			for (i = 1; i <= n; i++) {
+				test = order[i]
+				if (!count[test]) continue # a part of it has failed
+				print name ": " test
+				for (j = count[test] > most ? count[test] - most : 0; j < count[test]; j++) print said[test, j % most]
+			}
+		}' "$logs/$1.log"
+}
+
 finish() {
-	local passed=0 failed=0 skipped=0 name p f s took
+	local passed=0 failed=0 skipped=0 broken="" name p f s took
 	step "done"
 	for name in "$@"; do
 		p=0 f=1 s=0 took=0 # a level without a result did not run
 		[ ! -e "$logs/$name.result" ] || read -r _ p f s took <"$logs/$name.result"
 		printf '%-14s %5d passed %4d failed %4d skipped  %4d s\n' "$name" "$p" "$f" "$s" "$took"
+		[ "$f" -eq 0 ] || broken="$broken $name"
 		passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+	done
+	for name in $broken; do
+		[ ! -e "$logs/$name.log" ] || failures "$name" | head -n 40
 	done
 	printf '%d passed, %d failed, %d skipped\n' $passed $failed $skipped
 	[ $failed -eq 0 ]
