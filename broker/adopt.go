@@ -134,6 +134,9 @@ func (b *Broker) lentToGuest(ctx context.Context, id GuestID) (leases []Lease, e
 			errs = append(errs, fmt.Errorf("adopt lease %s of function %s: %w", l.ID, l.Function, err))
 			continue
 		}
+		if a.Partial {
+			l.State, l.Reason = Releasing, "the guest was given the function in part"
+		}
 		leases = append(leases, l)
 	}
 	return leases, errors.Join(errs...)

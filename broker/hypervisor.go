@@ -52,8 +52,9 @@ type Capabilities struct {
 
 // Attachment is a function in a guest.
 type Attachment struct {
-	Slot Slot
-	Addr pci.Addr // on the host
+	Slot    Slot
+	Addr    pci.Addr // on the host
+	Partial bool     // it has been given or taken in part: the guest may be able to reach it, and may not see it
 }
 
 // EventKind is what happened to a guest.

@@ -39,6 +39,7 @@ type GuestConfig struct {
 	QMP      string // path of the QMP monitor's unix socket (kvm)
 	CID      uint32 // vsock context id, 0: none
 	Domain   string // name of the domain (xen), "": the guest's id
+	Trusted  bool   // its kernel is (xen): a PV kernel can keep what it mapped of a function that it gave back
 	OwnerUID int    // the local user that may lend to this guest, beside root
 	Shim     bool
 	Keep     bool // its leases wait for it when it restarts; else they end with it

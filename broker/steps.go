@@ -119,10 +119,14 @@ func (b *Broker) attachmentIs(ctx context.Context, hv Hypervisor, l Lease) (cond
 	case err != nil:
 		return unseen, err
 	}
-	if slices.ContainsFunc(held, func(a Attachment) bool { return a.Addr == l.Addr }) {
-		return asWanted, nil
+	i := slices.IndexFunc(held, func(a Attachment) bool { return a.Addr == l.Addr })
+	switch {
+	case i < 0:
+		return asFree, nil
+	case held[i].Partial && l.State == Pending:
+		return between, nil
 	}
-	return asFree, nil
+	return asWanted, nil
 }
 
 // do brings a step to what the grant wants.

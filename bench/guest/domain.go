@@ -148,7 +148,7 @@ func (d *Domain) boot(ctx context.Context) error {
 
 // announcement is the broker's file of the guest.
 func (d *Domain) announcement() string {
-	return fmt.Sprintf("target: xen\ndomain: %s\nowner_uid: %d\nshim: true\n", d.name, d.cfg.OwnerUID)
+	return fmt.Sprintf("target: xen\ndomain: %s\ntrusted: true\nowner_uid: %d\nshim: true\n", d.name, d.cfg.OwnerUID)
 }
 
 // description is the domain's, as xl.cfg(5) has it.

@@ -133,6 +133,7 @@ func TestAttachRefused(t *testing.T) {
 		says       []string
 	}{
 		{"PVH", xenfake.PVH, nil, broker.ErrUnsupported, []string{"x86 PVH guests cannot be given PCI functions by libxl", "domain 1"}},
+		{"PV, not trusted", xenfake.PV, func(_ *testing.T, x *xenfake.Xen, _ *broker.Function) { x.Distrust() }, broker.ErrNotIsolated, []string{"set trusted: true in the guest's configuration", `make it type="hvm"`}},
 		{"long PCI domain", xenfake.PV, func(_ *testing.T, _ *xenfake.Xen, f *broker.Function) { f.Addr.Domain = 0x10000 }, broker.ErrUnsupported, []string{"four digits"}},
 		{"paused", xenfake.PV, func(_ *testing.T, x *xenfake.Xen, _ *broker.Function) { x.Pause() }, broker.ErrGuestNotReady, []string{"paused"}},
 		{"xl fails", xenfake.HVM, func(_ *testing.T, x *xenfake.Xen, _ *broker.Function) { x.Fail("pci-attach", 1) }, broker.ErrUnavailable, []string{"xl pci-attach 1 0000:01:10.0: exit status 1: the test wants it so"}},
@@ -164,6 +165,16 @@ func TestAttachRefused(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestHVMNeedsNoTrust: what an HVM guest maps, Xen takes away.
+func TestHVMNeedsNoTrust(t *testing.T) {
+	t.Parallel()
+	virtual(t, xenfake.HVM, func(t *testing.T, x *xenfake.Xen) {
+		x.Distrust()
+		f := x.VFs[0]
+		attach(t, x, x.Guest(t.Context(), t, f), f)
+	})
 }
 
 // TestNoContext refuses a guest that Xen has no IOMMU context for, before libxl gives it access.

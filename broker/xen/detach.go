@@ -95,19 +95,8 @@ func (h *Hypervisor) unplug(ctx context.Context, l *line, addr pci.Addr) error {
 		return err
 	}
 	if !d.leaving() {
-		toolErr := h.change(ctx, "pci-detach", strconv.Itoa(l.d.id), addr.String())
-		b, err := h.backend(ctx, l.d.id)
-		switch {
-		case err != nil:
+		if done, err := h.ask(ctx, l, addr); done || err != nil {
 			return err
-		case b.find(addr) == nil && toolErr != nil:
-			return errElsewhere
-		case b.find(addr) == nil:
-			return h.unmark(ctx, l.d.id, addr)
-		case l.d.kind == hvm:
-			return h.reap(ctx, l, addr, toolErr)
-		case toolErr != nil && !b.find(addr).leaving():
-			return fmt.Errorf("detach %s from %s: %w", addr, l.d, toolErr)
 		}
 	}
 	err = h.await(ctx, l, func() (bool, error) { return h.finish(ctx, l.d.id, addr) })
@@ -118,6 +107,27 @@ func (h *Hypervisor) unplug(ctx context.Context, l *line, addr pci.Addr) error {
 		return fmt.Errorf("detach %s from %s: %w in %s", addr, l.d, errRefused, detachWait)
 	}
 	return err
+}
+
+// ask has the toolstack take a function from a domain. Not done: a PV guest has been asked, and has yet to answer.
+func (h *Hypervisor) ask(ctx context.Context, l *line, addr pci.Addr) (done bool, err error) {
+	toolErr := h.change(ctx, "pci-detach", strconv.Itoa(l.d.id), addr.String())
+	ctx, cancel := context.WithTimeout(h.ctx, lookWait) // xl may have taken all the time that there was
+	defer cancel()
+	b, err := h.backend(ctx, l.d.id)
+	switch {
+	case err != nil:
+		return false, err
+	case b.find(addr) == nil && refused(toolErr):
+		return false, errElsewhere
+	case b.find(addr) == nil:
+		return true, h.unmark(ctx, l.d.id, addr)
+	case l.d.kind == hvm:
+		return true, h.reap(ctx, l, addr, toolErr)
+	case toolErr != nil && !b.find(addr).leaving():
+		return false, fmt.Errorf("detach %s from %s: %w", addr, l.d, toolErr)
+	}
+	return false, nil
 }
 
 // unmark takes libxl's mark from a function whose nodes are gone. An xl that was stopped has left
@@ -161,7 +171,11 @@ func (h *Hypervisor) able(ctx context.Context, l *line, addr pci.Addr) (d *devic
 		return nil, "", err
 	}
 	if d = b.find(addr); d == nil {
-		return nil, "", h.halfGiven(ctx, l, addr)
+		err := h.halfGiven(ctx, l, addr)
+		if errors.Is(err, errRefused) { // or an xl that an earlier daemon left behind is still at it
+			return nil, err.Error(), nil
+		}
+		return nil, "", err
 	}
 	switch err := h.plainlyRuns(ctx, l.d); {
 	case errors.Is(err, broker.ErrGuestNotReady):

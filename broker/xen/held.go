@@ -48,7 +48,7 @@ func (h *Hypervisor) complete(l *line, slots map[broker.Slot]slotState, list []b
 	}
 	for slot, state := range slots {
 		if state.busy() && !slices.ContainsFunc(list, func(a broker.Attachment) bool { return a.Addr == state.addr }) {
-			list = append(list, broker.Attachment{Slot: slot, Addr: state.addr})
+			list = append(list, broker.Attachment{Slot: slot, Addr: state.addr, Partial: true})
 		}
 	}
 	slices.SortFunc(list, func(a, b broker.Attachment) int { return strings.Compare(string(a.Slot), string(b.Slot)) })
@@ -69,27 +69,26 @@ func (h *Hypervisor) attached(ctx context.Context, d domain) (list []broker.Atta
 	if err != nil {
 		return nil, nil, err
 	}
-	slots := map[pci.Addr]broker.Slot{}
+	on := map[pci.Addr]bool{} // the bus
 	for _, device := range b.devices {
-		slots[device.addr] = broker.Slot(device.addr.String())
+		on[device.addr] = true
 	}
 	for slot, addr := range records {
-		_, there := slots[addr]
-		if !there {
-			marked, err := h.mark(ctx, addr)
-			if err != nil {
+		marked := -1
+		if !on[addr] {
+			if marked, err = h.mark(ctx, addr); err != nil {
 				return nil, nil, err
 			}
-			there = marked == d.id
 		}
-		if there {
-			slots[addr] = slot
+		if on[addr] || marked == d.id {
+			list = append(list, broker.Attachment{Slot: slot, Addr: addr, Partial: !on[addr]})
 		} else {
 			missing = append(missing, slot)
 		}
+		delete(on, addr)
 	}
-	for addr, slot := range slots {
-		list = append(list, broker.Attachment{Slot: slot, Addr: addr})
+	for addr := range on {
+		list = append(list, broker.Attachment{Slot: broker.Slot(addr.String()), Addr: addr})
 	}
 	return list, missing, nil
 }

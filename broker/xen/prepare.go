@@ -78,8 +78,7 @@ func (h *Hypervisor) prepare(ctx context.Context, addr pci.Addr, want broker.Set
 // once more; Xen refuses that when a domain has it.
 func (h *Hypervisor) unquarantine(ctx context.Context, addr pci.Addr) error {
 	_, err := h.xl(ctx, "pci-assignable-remove", addr.String())
-	var refusal *ToolError
-	if !errors.As(err, &refusal) {
+	if !refused(err) {
 		return err
 	}
 	if _, again := h.xl(ctx, "pci-assignable-add", addr.String()); again != nil {

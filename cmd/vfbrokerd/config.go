@@ -51,6 +51,7 @@ type guestConfig struct {
 	QMP      string        `yaml:"qmp"`       // kvm: path of the monitor's unix socket
 	CID      uint32        `yaml:"cid"`       // kvm: vsock context id; 0: none
 	Domain   string        `yaml:"domain"`    // xen: name of the xl domain; "": the guest's id
+	Trusted  bool          `yaml:"trusted"`   // xen: its kernel is trusted not to touch functions that it gave back; PV guests must be
 	OwnerUID int           `yaml:"owner_uid"` // the user that may lend to it, beside root
 	Shim     bool          `yaml:"shim"`      // readiness is asked of the guest's shim
 

@@ -57,12 +57,13 @@ func TestGuestsDirectory(t *testing.T) {
 	writeFile(t, filepath.Join(dir, "unknown.yaml"), good+"mem: 4\n", 0o600)
 	writeFile(t, filepath.Join(dir, "target.yaml"), "target: vmware\nqmp: /run/g.qmp\n", 0o600)
 	for name, text := range map[string]string{
-		"xen": "domain: web 1\nowner_uid: 1000\n", "xenown": "", "xenqmp": "qmp: /run/g.qmp\n", "xencid": "cid: 7\n",
+		"xen": "domain: web 1\ntrusted: true\nowner_uid: 1000\n", "xenown": "", "xenqmp": "qmp: /run/g.qmp\n", "xencid": "cid: 7\n",
 		"xen0": "domain: Domain-0\n", "xenname": "domain: \"a\\nb\"\n", "xenspace": "domain: \" a\"\n",
 	} {
 		writeFile(t, filepath.Join(dir, name+".yaml"), "target: xen\n"+text, 0o600)
 	}
 	writeFile(t, filepath.Join(dir, "kvmdomain.yaml"), good+"domain: g\n", 0o600)
+	writeFile(t, filepath.Join(dir, "kvmtrust.yaml"), good+"trusted: true\n", 0o600)
 	if err := os.Symlink("good.yaml", filepath.Join(dir, "link.yaml")); err != nil {
 		t.Fatal(err)
 	}
@@ -91,6 +92,7 @@ func TestGuestsDirectory(t *testing.T) {
 		{"xen0", broker.ErrUnavailable, "Domain-0 is this host itself"},
 		{"xenname", broker.ErrUnavailable, `"a\nb" is no name of a domain`},
 		{"xenspace", broker.ErrUnavailable, `" a" is no name of a domain`},
+		{"kvmtrust", broker.ErrUnavailable, "trusted: is for target xen"},
 		{"kvmdomain", broker.ErrUnavailable, "domain: is for target xen"},
 		{"restart", broker.ErrUnavailable, `on_restart: "maybe", want end or keep`},
 		{"link", broker.ErrUnavailable, "too many levels of symbolic links"},
@@ -110,7 +112,7 @@ func TestGuestsDirectory(t *testing.T) {
 		t.Errorf("guest %+v, %v, want %+v", got, err, want)
 	}
 	got, err = c.guest("xen")
-	want = broker.GuestConfig{ID: "xen", Target: broker.Xen, Domain: "web 1", OwnerUID: 1000}
+	want = broker.GuestConfig{ID: "xen", Target: broker.Xen, Domain: "web 1", Trusted: true, OwnerUID: 1000}
 	if err != nil || got != want {
 		t.Errorf("guest %+v, %v, want %+v", got, err, want)
 	}

@@ -48,6 +48,8 @@ func (g guestConfig) checkKVM() error {
 		return errors.New("shim: needs a cid, through which the shim is reached")
 	case g.Domain != "":
 		return fmt.Errorf("domain: is for target %s", broker.Xen)
+	case g.Trusted:
+		return fmt.Errorf("trusted: is for target %s, where a PV guest needs it", broker.Xen)
 	}
 	return nil
 }
@@ -112,7 +114,7 @@ func (c *config) guest(id broker.GuestID) (broker.GuestConfig, error) {
 			return broker.GuestConfig{}, err
 		}
 	}
-	return broker.GuestConfig{ID: id, Target: g.Target, QMP: g.QMP, CID: g.CID, Domain: g.Domain, OwnerUID: g.OwnerUID, Shim: g.Shim,
+	return broker.GuestConfig{ID: id, Target: g.Target, QMP: g.QMP, CID: g.CID, Domain: g.Domain, Trusted: g.Trusted, OwnerUID: g.OwnerUID, Shim: g.Shim,
 		Keep: g.OnRestart == restartKeep}, nil
 }
 

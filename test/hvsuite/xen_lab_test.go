@@ -79,7 +79,7 @@ func (d *dom0) config(id broker.GuestID) (broker.GuestConfig, error) {
 	if string(id) != d.guest.ID() {
 		return broker.GuestConfig{}, fmt.Errorf("guest %s: %w", id, broker.ErrNotFound)
 	}
-	return broker.GuestConfig{ID: id, Target: broker.Xen, Domain: d.guest.Name(), Shim: true}, nil
+	return broker.GuestConfig{ID: id, Target: broker.Xen, Domain: d.guest.Name(), Trusted: true, Shim: true}, nil
 }
 
 func (d *dom0) start(t testing.TB) {

@@ -55,7 +55,7 @@ func (v *watcher) observe(g *gate, at moment) {
 	switch {
 	case at == before:
 		v.effects++
-	case at == unsynced:
+	case at == midway:
 	case g.commit:
 		v.commits++
 	default:

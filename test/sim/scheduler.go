@@ -35,8 +35,8 @@ type verdict struct {
 type moment int
 
 const (
-	before   moment = iota
-	unsynced        // a commit that is written and not on the disk yet
+	before moment = iota
+	midway        // a commit is written and not on the disk yet; a program is at work
 	after
 )
 
@@ -146,7 +146,7 @@ func (s *scheduler) decide(g *gate, v verdict) {
 	g.verdict <- v
 	moments := []moment{after}
 	if g.commit {
-		moments = []moment{unsynced, after}
+		moments = []moment{midway, after}
 	}
 	for _, at := range moments {
 		<-v.halt

@@ -23,7 +23,8 @@ import (
 )
 
 // TestXen kills a daemon of Xen's control domain at each effect of a lease, from acquire to release: a write to the host, a
-// commit, an xl, a message to xenstored; before it, or after it and before its answer. libxl's faults are the
+// commit, an xl, a message to xenstored; before it, after it and before its answer, or while an xl is at work, which
+// goes on and is in the next daemon's way. libxl's faults are the
 // scripted Xen's: functions half attached, buses stuck in closing, pciback with a function that no domain has. The next
 // daemon must bring all of it to an end, and lend and take back what there is.
 func TestXen(t *testing.T) {
@@ -31,33 +32,41 @@ func TestXen(t *testing.T) {
 	for _, kind := range []string{xenfake.PV, xenfake.HVM} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			whole := 0
-			synctest.Test(t, func(t *testing.T) { whole = newXenRun(t, kind).undisturbed() })
-			if whole < 50 {
-				t.Fatalf("a lease has %d effects: they are not seen", whole)
+			whole, tools := 0, 0
+			synctest.Test(t, func(t *testing.T) { whole, tools = newXenRun(t, kind).undisturbed() })
+			if whole < 50 || tools < 5 {
+				t.Fatalf("a lease has %d effects and %d runs of xl: they are not seen", whole, tools)
 			}
 			stride := 7 // a share; the rest with -deep
 			if *deep {
 				stride = 1
 			}
 			lives, deaths := 0, 0
-			for n := 1; n <= whole; n += stride {
-				for _, when := range []string{"before", "after"} {
-					synctest.Test(t, func(t *testing.T) {
-						lives++
-						if newXenRun(t, kind).killed(n, when == "after") {
-							deaths++
-						}
-					})
-					if t.Failed() {
-						t.Fatalf("killed %s effect %d of %d", when, n, whole)
+			kill := func(n, of int, when moment) {
+				synctest.Test(t, func(t *testing.T) {
+					lives++
+					if newXenRun(t, kind).killed(n, when) {
+						deaths++
 					}
+				})
+				if t.Failed() {
+					t.Fatalf("killed %s effect %d of %d", when, n, of) // in the middle: of the runs of xl
 				}
+			}
+			for n := 1; n <= whole; n += stride {
+				kill(n, whole, before)
+				kill(n, whole, after)
+			}
+			for n := 1; n <= tools; n++ {
+				kill(n, tools, midway)
 			}
 			if deaths < lives*8/10 { // not every run has the last effects: how often it looks varies
 				t.Errorf("of %d daemons %d were killed", lives, deaths)
 			}
-			t.Logf("killed at every %d. of %d effects, before and after it", stride, whole)
+			t.Logf("killed at every %d. of %d effects, before and after it, and during %d runs of xl", stride, whole, tools)
+			tallyLock.Lock()
+			defer tallyLock.Unlock()
+			tally.XenKills += deaths
 		})
 	}
 }
@@ -96,37 +105,55 @@ func look(t *testing.T, x *xenfake.Xen) map[string]string {
 
 // life is a daemon's: it ends at an effect, 0 never.
 type life struct {
+	when moment // in the middle: at a run of xl, which goes on
+	end  int
+
 	mu    sync.Mutex
 	n     int // effects so far
-	end   int
-	after bool // the last one is done, and its answer lost
+	tools int // of these, runs of xl
 	dead  bool
 	conns []io.Closer
 }
 
 var errKilled = errors.New("the daemon was killed")
 
-// pass does an effect unless the daemon is dead.
-func (l *life) pass(do func() error) error {
+// begin counts an effect, and says whether it is the daemon's last. errKilled: it is dead.
+func (l *life) begin(tool bool) (last bool, err error) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.dead {
-		l.mu.Unlock()
-		return errKilled
+		return false, errKilled
 	}
 	l.n++
-	last := l.n == l.end
-	l.dead = last
-	l.mu.Unlock()
-	if last && !l.after {
-		l.hangUp()
-		return errKilled
+	at := l.n
+	if tool {
+		l.tools++
 	}
-	err := do()
-	if last {
-		l.hangUp()
-		return errKilled
+	if l.when == midway {
+		at = l.tools
 	}
-	return err
+	l.dead = at == l.end && (tool || l.when != midway)
+	return l.dead, nil
+}
+
+// pass does an effect unless the daemon is dead.
+func (l *life) pass(do func() error) error {
+	last, err := l.begin(false)
+	if err != nil {
+		return err
+	}
+	return l.do(last, do)
+}
+
+func (l *life) do(last bool, do func() error) error {
+	if !last {
+		return do()
+	}
+	if l.when == after {
+		_ = do() // nobody hears of it
+	}
+	l.hangUp()
+	return errKilled
 }
 
 func (l *life) hangUp() {
@@ -183,10 +210,18 @@ func (s mortalStore) Commit(ctx context.Context, batch broker.Batch) error {
 	return s.life.pass(func() error { return s.Store.Commit(ctx, batch) })
 }
 
-// mortalXL outlives the daemon that started it.
+// mortalXL is run by the daemon, and goes on when that is killed in the middle.
 func mortalXL(x *xenfake.Xen, l *life) xen.Runner {
 	return func(ctx context.Context, args ...string) (out []byte, err error) {
-		err = l.pass(func() error { out, err = x.XL(ctx, args...); return err })
+		last, err := l.begin(true)
+		if err != nil {
+			return nil, err
+		}
+		if last && l.when == midway {
+			go x.XL(xenfake.Slowly(context.WithoutCancel(ctx), 5*time.Second), args...)
+			time.Sleep(time.Millisecond) // it has begun
+		}
+		err = l.do(last, func() error { out, err = x.XL(ctx, args...); return err })
 		return out, err
 	}
 }
@@ -199,7 +234,7 @@ func (r *xenRun) daemon(l *life) (b *broker.Broker, end func(), err error) {
 		if id != r.xen.ID {
 			return broker.GuestConfig{}, broker.ErrNotFound
 		}
-		return broker.GuestConfig{ID: id, Target: broker.Xen, Domain: xenfake.Domain}, nil
+		return broker.GuestConfig{ID: id, Target: broker.Xen, Domain: xenfake.Domain, Trusted: true}, nil
 	}
 	hv := xen.New(host, mortalXL(r.xen, l), store, guest, nil)
 	journal, err := broker.OpenJournal(r.path)
@@ -253,8 +288,8 @@ func (r *xenRun) giveBack(ctx context.Context, b *broker.Broker, l broker.Lease)
 	return err
 }
 
-// undisturbed counts the effects of a lease.
-func (r *xenRun) undisturbed() int {
+// undisturbed counts the effects of a lease, and the runs of xl among them.
+func (r *xenRun) undisturbed() (effects, tools int) {
 	l := &life{}
 	b, end, err := r.daemon(l)
 	if err != nil {
@@ -264,14 +299,14 @@ func (r *xenRun) undisturbed() int {
 	if err := r.lend(b, "one"); err != nil {
 		r.t.Fatal(err)
 	}
-	n := l.n
+	effects, tools = l.n, l.tools
 	r.asBefore()
-	return n
+	return effects, tools
 }
 
-// killed kills a daemon at an effect, and has the next one clear up.
-func (r *xenRun) killed(n int, after bool) (dead bool) {
-	first := &life{end: n, after: after}
+// killed kills a daemon at an effect, or in the middle of a run of xl, and has the next one clear up.
+func (r *xenRun) killed(n int, when moment) (dead bool) {
+	first := &life{end: n, when: when}
 	b, end, err := r.daemon(first)
 	if err == nil {
 		_ = r.lend(b, "one") // the crash is the answer

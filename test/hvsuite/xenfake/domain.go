@@ -34,7 +34,7 @@ func (x *Xen) Start(t testing.TB) {
 	t.Helper()
 	x.mu.Lock()
 	x.last++
-	d := &domain{id: x.last, name: Domain, kind: x.kind, front: x.front, context: !x.plain,
+	d := &domain{id: x.last, name: Domain, kind: x.kind, front: x.front, context: !x.plain, turn: make(chan struct{}, 1),
 		exported: map[pci.Addr]bool{}, seen: map[pci.Addr]bool{}, qemu: map[pci.Addr]bool{}}
 	x.mu.Unlock()
 	const vm = "/vm/" + uuid
@@ -184,7 +184,7 @@ func (x *Xen) Thaw() {
 }
 
 // Fail has an xl command fail a number of times before it does anything; "assign" is the step of
-// pci-attach in which Xen assigns the function.
+// pci-attach in which Xen assigns the function, "unmark" the last of pci-detach, in which it hangs.
 func (x *Xen) Fail(command string, times int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -203,6 +203,13 @@ func (x *Xen) Runs() []string {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return slices.Clone(x.runs)
+}
+
+// Distrust has the guest's configuration not trust its kernel.
+func (x *Xen) Distrust() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.distrusted = true
 }
 
 // Plain has guests that start from now on have no IOMMU context: their xl file has no passthrough="enabled".

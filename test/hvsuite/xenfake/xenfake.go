@@ -61,9 +61,10 @@ type Xen struct {
 	failing map[string]int   // how often each of xl's commands is yet to fail, before it does anything
 	front   frontend         // of guests that start from now on
 
-	plain    bool                      // guests that start from now on have no IOMMU context
-	access   map[pci.Addr]map[int]bool // which guests Xen lets at a function's memory
-	settling bool                      // somebody does what domains have to do
+	plain      bool                      // guests that start from now on have no IOMMU context
+	access     map[pci.Addr]map[int]bool // which guests Xen lets at a function's memory
+	distrusted bool                      // by its configuration
+	settling   bool                      // somebody does what domains have to do
 }
 
 // domain is a guest.
@@ -77,6 +78,7 @@ type domain struct {
 	seen                map[pci.Addr]bool // by the guest
 	qemu                map[pci.Addr]bool // plugged into an HVM guest's QEMU; true: it was asked to let go
 	stirred             bool              // something has changed
+	turn                chan struct{}     // held by an xl that changes what it has
 }
 
 // frontend is how a guest answers.
@@ -150,7 +152,9 @@ func (x *Xen) config(id broker.GuestID) (broker.GuestConfig, error) {
 	if id != x.ID {
 		return broker.GuestConfig{}, fmt.Errorf("guest %s: %w", id, broker.ErrNotFound)
 	}
-	return broker.GuestConfig{ID: id, Target: broker.Xen, Domain: Domain}, nil
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return broker.GuestConfig{ID: id, Target: broker.Xen, Domain: Domain, Trusted: !x.distrusted}, nil
 }
 
 // Fixture is the suite's view.

@@ -78,12 +78,20 @@ func (x *Xen) run(ctx context.Context, args []string) (string, error) {
 	switch {
 	case err != nil || d == nil:
 		return "", failure(args[1] + " is an invalid domain identifier (rc=-6)")
-	case args[0] == "pci-attach":
-		return "", x.attach(ctx, d, x.addr(args[2]))
-	case args[0] == "pci-detach":
-		return "", x.detach(ctx, d, x.addr(args[2]), force)
 	case args[0] == "qemu-monitor-command" && args[2] == "info pci":
 		return x.infoPCI(d), nil
+	}
+	select { // xls of one daemon and of the next take turns
+	case d.turn <- struct{}{}:
+		defer func() { <-d.turn }()
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	switch args[0] {
+	case "pci-attach":
+		return "", x.attach(ctx, d, x.addr(args[2]))
+	case "pci-detach":
+		return "", x.detach(ctx, d, x.addr(args[2]), force)
 	}
 	x.t.Errorf("xl %q: it is not scripted", args)
 	return "", failure("unknown command")
@@ -123,6 +131,27 @@ func (x *Xen) gate(ctx context.Context) error {
 	select {
 	case <-hung:
 		return ctx.Err()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+type paceKey struct{}
+
+// Slowly has an xl of a context take its time between two steps.
+func Slowly(ctx context.Context, pace time.Duration) context.Context {
+	return context.WithValue(ctx, paceKey{}, pace)
+}
+
+// between is the time between two steps of an xl, in which it may hang, or be stopped.
+func (x *Xen) between(ctx context.Context) error {
+	pace, ok := ctx.Value(paceKey{}).(time.Duration)
+	if !ok {
+		pace = step
+	}
+	select {
+	case <-time.After(pace):
+		return x.gate(ctx)
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -278,10 +307,13 @@ func (x *Xen) give(ctx context.Context, d *domain, addr pci.Addr) error {
 		d.qemu[addr] = false
 		x.mu.Unlock()
 	}
-	if err := x.gate(ctx); err != nil {
+	if err := x.between(ctx); err != nil {
 		return err
 	}
 	x.permit(d, addr, true)
+	if err := x.between(ctx); err != nil {
+		return err
+	}
 	if !d.context {
 		return failure(fmt.Sprintf("Domain %d:xc_assign_device failed: Operation not supported", d.id))
 	}
@@ -371,9 +403,15 @@ func (x *Xen) detach(ctx context.Context, d *domain, addr pci.Addr, force bool) 
 		}
 	}
 	x.deassign(d, addr)
+	if err := x.between(ctx); err != nil {
+		return err
+	}
 	_ = x.removeNodes(ctx, d, addr) // pci_remove_done ignores it
-	if ctx.Err() != nil {
-		return ctx.Err()
+	if x.fails("unmark") {
+		<-ctx.Done()
+	}
+	if err := x.between(ctx); err != nil {
+		return err
 	}
 	return x.tools.Remove(ctx, mark(addr))
 }
