@@ -32,7 +32,7 @@ var exits = []struct {
 	{1, nil, "failed for another reason; or doctor found something that fails"},
 	{2, nil, "wrong command line"},
 	{3, broker.ErrNoCapacity, "no capacity: no free VF fits the request"},
-	{4, broker.ErrNotIsolated, "not isolated: the IOMMU does not keep the function apart"},
+	{4, broker.ErrNotIsolated, "not isolated: nothing shows that the function would be kept apart"},
 	{5, broker.ErrNotFound, "not found: no such PF, VF, guest or lease"},
 	{6, broker.ErrConflict, "conflict: stale generation, reused request id, VFs in use, or a lease that has ended"},
 	{7, broker.ErrGuestNotReady, "guest not ready: its monitor does not answer, or it is stopped"},

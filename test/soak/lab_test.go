@@ -4,6 +4,7 @@ package soak
 
 import (
 	"context"
+	_ "embed"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/encoding/protojson"
 
 	"vfbroker/bench/guest"
 	"vfbroker/broker"
@@ -232,7 +234,7 @@ func (s *soak) cycle(t *testing.T, requestID string) {
 func (s *soak) lend(t *testing.T, requestID string) *pb.Lease {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	reply, err := s.daemon.Acquire(ctx, s.request(requestID))
+	reply, err := s.daemon.Acquire(ctx, request(t, requestID))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,8 +248,18 @@ func (s *soak) lend(t *testing.T, requestID string) *pb.Lease {
 	return lease
 }
 
-func (s *soak) request(id string) *pb.AcquireRequest {
-	return &pb.AcquireRequest{RequestId: id, Guest: guestID, Pf: s.pf.ID, Owner: "soak", Shim: pb.ShimWish_SHIM_WISH_REQUIRE}
+// requestJSON is what is asked of every host: KVM's and Xen's serve the same request.
+//
+//go:embed request.json
+var requestJSON []byte
+
+func request(t *testing.T, id string) *pb.AcquireRequest {
+	r := &pb.AcquireRequest{}
+	if err := protojson.Unmarshal(requestJSON, r); err != nil {
+		t.Fatal(err)
+	}
+	r.RequestId = id
+	return r
 }
 
 // takeBack releases a lease, and the guest must no longer have its VF.
@@ -382,10 +394,10 @@ func (s *soak) killOnce(t *testing.T, requestID string, after time.Duration) Kil
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	asked := make(chan struct{})
-	client := s.daemon.BrokerClient
+	client, wish := s.daemon.BrokerClient, request(t, requestID)
 	go func() {
 		defer close(asked)
-		client.Acquire(ctx, s.request(requestID)) // the crash is its answer
+		client.Acquire(ctx, wish) // the crash is its answer
 	}()
 	time.Sleep(after) // the moment of the crash
 	if err := s.daemon.Kill(); err != nil {
