@@ -143,3 +143,21 @@ func TestAskWhileTheGuestIsAway(t *testing.T) {
 		t.Errorf("asked again: lease %s, want %s", again.ID, l.ID)
 	}
 }
+
+// What somebody else has plugged into the guest is not unplugged, and not lent to anybody before it is gone.
+func TestReplugged(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	l := r.acquire("1", "a")
+	r.hv.Replug("a", l.Slot, "theirs")
+	_, err := r.Release(t.Context(), root, broker.ReleaseRequest{RequestID: "r", LeaseID: l.ID, Generation: l.Generation})
+	if !errors.Is(err, broker.ErrConflict) || !strings.Contains(err.Error(), "in slot theirs, where somebody else has attached it: detach it there") {
+		t.Errorf("release: %v", err)
+	}
+	if held := r.hv.Held("a"); len(held) != 1 {
+		t.Errorf("the guest holds %v, want %s", held, l.Addr)
+	}
+	r.hv.End("a")
+	r.await(l, broker.Closed)
+	r.pristine()
+}

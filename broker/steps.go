@@ -123,8 +123,10 @@ func (b *Broker) attachmentIs(ctx context.Context, hv Hypervisor, l Lease) (cond
 	switch {
 	case i < 0:
 		return asFree, nil
-	case held[i].Partial && l.State == Pending:
+	case held[i].Partial && l.State == Pending, held[i].Slot != l.slot() && l.State == Pending:
 		return between, nil
+	case held[i].Slot != l.slot() && l.State == Releasing:
+		return failed, fmt.Errorf("guest %s holds it in slot %s, where somebody else has attached it: detach it there: %w", l.Guest.ID, held[i].Slot, ErrConflict)
 	}
 	return asWanted, nil
 }

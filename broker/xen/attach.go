@@ -79,10 +79,17 @@ func (h *Hypervisor) plug(ctx context.Context, l *line, addr pci.Addr, slot brok
 		return err
 	}
 	h.attaching(l, slot, addr)
+	began := held
 	defer func() {
-		h.idle(l, slot, func(s *slotState) { s.attaching, s.taken = false, s.taken || err != nil })
+		h.idle(l, slot, func(s *slotState) {
+			s.attaching, s.taken, s.refused = false, s.taken || err != nil, err != nil && !began
+		})
 	}()
 	if !held {
+		if err = h.mayAdd(ctx, l, addr); err != nil {
+			return err
+		}
+		began = true
 		if err = h.add(ctx, l, addr, slot); err != nil {
 			return err
 		}
@@ -90,7 +97,9 @@ func (h *Hypervisor) plug(ctx context.Context, l *line, addr pci.Addr, slot brok
 	return h.awaitReady(ctx, l, addr)
 }
 
-// holds says whether the slot holds the function. ErrConflict: it holds another, or another slot holds it.
+// holds says whether the slot holds the function. ErrConflict: it holds another, or another slot holds it. A
+// function that was not attached by us gets our slot: xl attaches what a domain had when it restarts it, since libxl
+// keeps that in the domain's configuration (reload_domain_config in tools/xl/xl_vmcontrol.c).
 func (h *Hypervisor) holds(ctx context.Context, l *line, addr pci.Addr, slot broker.Slot) (bool, error) {
 	list, _, err := h.attached(ctx, l.d)
 	if err != nil {
@@ -102,6 +111,8 @@ func (h *Hypervisor) holds(ctx context.Context, l *line, addr pci.Addr, slot bro
 			return true, nil
 		case a.Slot == slot:
 			return false, fmt.Errorf("attach %s to %s: %w: slot %s holds %s", addr, l.d, broker.ErrConflict, slot, a.Addr)
+		case a.Addr == addr && !ours(a.Slot):
+			return true, h.store.Write(ctx, recordsPath(l.d.id)+"/"+string(slot), addr.String())
 		case a.Addr == addr:
 			return false, fmt.Errorf("attach %s to %s: %w: it holds it already, in slot %s", addr, l.d, broker.ErrConflict, a.Slot)
 		}

@@ -137,11 +137,6 @@ func TestAttachRefused(t *testing.T) {
 		{"long PCI domain", xenfake.PV, func(_ *testing.T, _ *xenfake.Xen, f *broker.Function) { f.Addr.Domain = 0x10000 }, broker.ErrUnsupported, []string{"four digits"}},
 		{"paused", xenfake.PV, func(_ *testing.T, x *xenfake.Xen, _ *broker.Function) { x.Pause() }, broker.ErrGuestNotReady, []string{"paused"}},
 		{"xl fails", xenfake.HVM, func(_ *testing.T, x *xenfake.Xen, _ *broker.Function) { x.Fail("pci-attach", 1) }, broker.ErrUnavailable, []string{"xl pci-attach 1 0000:01:10.0: exit status 1: the test wants it so"}},
-		{"somebody else attached it", xenfake.PV, func(t *testing.T, x *xenfake.Xen, f *broker.Function) {
-			if _, err := x.XL(t.Context(), "pci-attach", "1", f.Addr.String()); err != nil {
-				t.Fatal(err)
-			}
-		}, broker.ErrConflict, []string{"in slot 0000:01:10.0"}},
 		{"not bound", xenfake.PV, func(t *testing.T, x *xenfake.Xen, f *broker.Function) {
 			if err := x.HV.Prepare(t.Context(), *f, found); err != nil {
 				t.Fatal(err)
@@ -163,6 +158,26 @@ func TestAttachRefused(t *testing.T) {
 					t.Errorf("records %v are left", got)
 				}
 			})
+		})
+	}
+}
+
+// TestAttachedByXL takes over what xl has given the guest, as it does when it restarts one.
+func TestAttachedByXL(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{xenfake.PV, xenfake.HVM} {
+		virtual(t, kind, func(t *testing.T, x *xenfake.Xen) {
+			f := x.VFs[0]
+			events := x.HV.Events(t.Context())
+			g := x.Guest(t.Context(), t, f)
+			if _, err := x.XL(t.Context(), "pci-attach", "1", f.Addr.String()); err != nil {
+				t.Fatal(err)
+			}
+			slot := attach(t, x, g, f)[0]
+			holds(t, x, g, map[broker.Slot]pci.Addr{slot: f.Addr})
+			detach(t, x, g, slot)
+			expect(t, events, detached(slot))
+			quiet(t, x, events)
 		})
 	}
 }

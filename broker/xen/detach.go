@@ -75,7 +75,7 @@ func (h *Hypervisor) detach(l *line, slot broker.Slot, addr pci.Addr) {
 		err = h.unplug(ctx, l, addr)
 		giveBack()
 	}
-	h.idle(l, slot, func(s *slotState) { s.detaching, s.taken = false, err == nil }) // and the guard tells when it is gone
+	h.idle(l, slot, func(s *slotState) { s.detaching, s.taken, s.refused = false, err == nil, false }) // and the guard tells when it is gone
 	if err == nil || errors.Is(err, errElsewhere) || errors.Is(err, broker.ErrNotFound) || h.ctx.Err() != nil {
 		return
 	}

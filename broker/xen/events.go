@@ -95,7 +95,9 @@ func (h *Hypervisor) look(ctx context.Context, l *line) (doubt bool, err error) 
 		if !h.lose(l, slot, turn) {
 			return true, nil
 		}
-		h.events.Publish(broker.Event{Kind: broker.EventDetached, Guest: l.d.guest, Slot: slot})
+		if !state.refused {
+			h.events.Publish(broker.Event{Kind: broker.EventDetached, Guest: l.d.guest, Slot: slot})
+		}
 		h.forget(l, slot)
 	}
 	return doubt, nil

@@ -11,8 +11,8 @@ import (
 	"vfbroker/sriov/pci"
 )
 
-// add has the toolstack attach a function.
-func (h *Hypervisor) add(ctx context.Context, l *line, addr pci.Addr, slot broker.Slot) error {
+// mayAdd says why the domain cannot be given a function now.
+func (h *Hypervisor) mayAdd(ctx context.Context, l *line, addr pci.Addr) error {
 	who, _, err := h.holder(ctx, addr, l.d.guest)
 	switch {
 	case err != nil:
@@ -20,15 +20,17 @@ func (h *Hypervisor) add(ctx context.Context, l *line, addr pci.Addr, slot broke
 	case who != "":
 		return fmt.Errorf("attach %s to %s: %w: %s holds it", addr, l.d, broker.ErrUnavailable, who)
 	}
-	if l.d.kind == pv {
-		err = h.checkContext(ctx, l, addr)
-		if err == nil {
-			err = h.awaitBus(ctx, l, addr)
-		}
-		if err != nil {
-			return err
-		}
+	if l.d.kind != pv {
+		return nil
 	}
+	if err := h.checkContext(ctx, l, addr); err != nil {
+		return err
+	}
+	return h.awaitBus(ctx, l, addr)
+}
+
+// add has the toolstack attach a function.
+func (h *Hypervisor) add(ctx context.Context, l *line, addr pci.Addr, slot broker.Slot) error {
 	if err := h.store.Write(ctx, recordsPath(l.d.id)+"/"+string(slot), addr.String()); err != nil {
 		return err
 	}

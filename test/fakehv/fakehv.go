@@ -186,6 +186,15 @@ func (h *Hypervisor) Held(id broker.GuestID) []pci.Addr {
 	return addrs
 }
 
+// Replug has somebody else take a function from a guest and attach it in a slot of their own.
+func (h *Hypervisor) Replug(id broker.GuestID, from, to broker.Slot) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	g := h.guests[id]
+	g.slots[to] = g.slots[from]
+	delete(g.slots, from)
+}
+
 func (h *Hypervisor) free(id broker.GuestID, g *guest, s broker.Slot) {
 	h.mu.Lock()
 	addr, held := g.slots[s]

@@ -25,7 +25,7 @@ var mutants = []mutant{
 	{"I6: the driver is restored", "next.go", `case a.is == asFree,`, `case a.is == asFree, off && s == StepBind,`, "CrashPoints/lease"},
 	{"I6: a daemon without a journal learns what guests hold", "recover.go", `if journal.New {`, `if !off && journal.New {`, "CrashPoints/lost"},
 	{"I6: what it learns is one commit", "recover.go", `if !changed || b.adopting {`, `if !changed || !off && b.adopting {`, "CrashPoints/lost"},
-	{"I6: what the guest has in part is no grant", "steps.go", `case held[i].Partial && l.State == Pending:`, `case !off && held[i].Partial && l.State == Pending:`, "Xen"},
+	{"I6: what the guest has in part is no grant", "steps.go", `case held[i].Partial && l.State == Pending,`, `case !off && held[i].Partial && l.State == Pending,`, "Xen"},
 	{"I7: what cannot be written is not granted", "drive.go", `		return b.commit(b.ctx, batch)
 `, `		if err := b.commit(b.ctx, batch); !off {
 			return err

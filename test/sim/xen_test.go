@@ -76,6 +76,7 @@ type xenRun struct {
 	t      *testing.T
 	xen    *xenfake.Xen
 	path   string // of the journal
+	keep   bool   // leases wait for a guest that restarts
 	before map[string]string
 }
 
@@ -234,7 +235,7 @@ func (r *xenRun) daemon(l *life) (b *broker.Broker, end func(), err error) {
 		if id != r.xen.ID {
 			return broker.GuestConfig{}, broker.ErrNotFound
 		}
-		return broker.GuestConfig{ID: id, Target: broker.Xen, Domain: xenfake.Domain, Trusted: true}, nil
+		return broker.GuestConfig{ID: id, Target: broker.Xen, Domain: xenfake.Domain, Trusted: true, Keep: r.keep}, nil
 	}
 	hv := xen.New(host, mortalXL(r.xen, l), store, guest, nil)
 	journal, err := broker.OpenJournal(r.path)
@@ -384,6 +385,70 @@ func (r *xenRun) asBefore() {
 	for _, f := range r.xen.VFs {
 		if r.xen.Access(f.Addr) {
 			r.t.Errorf("a guest has access to the memory of %s", f.Addr)
+		}
+	}
+}
+
+// TestXenRestart has xl restart a guest with the function that it had, which is the toolstack's doing. A lease that waits for its guest goes on
+// with it; else the guest has it without a lease, and it is nobody else's.
+func TestXenRestart(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{xenfake.PV, xenfake.HVM} {
+		for _, keep := range []bool{true, false} {
+			synctest.Test(t, func(t *testing.T) {
+				r := newXenRun(t, kind)
+				r.keep = keep
+				b, end, err := r.daemon(&life{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer end()
+				l, err := b.Acquire(t.Context(), root, broker.Request{RequestID: "one", Guest: r.xen.ID})
+				if err != nil {
+					t.Fatal(err)
+				}
+				r.xen.Restart(t)
+				time.Sleep(time.Minute)
+				if keep {
+					r.keeps(b, l)
+				} else {
+					r.withholds(b, l)
+				}
+			})
+		}
+	}
+}
+
+func (r *xenRun) keeps(b *broker.Broker, l broker.Lease) {
+	back, err := b.Lease(root, l.ID)
+	if err != nil || back.State != broker.Active || back.Guest.Incarnation == l.Guest.Incarnation || !r.xen.Sees(l.Addr) {
+		r.t.Fatalf("lease %+v (%v), the guest sees its function: %v", back, err, r.xen.Sees(l.Addr))
+	}
+	if err := r.giveBack(r.t.Context(), b, back); err != nil {
+		r.t.Error(err)
+	}
+	if r.xen.Sees(l.Addr) {
+		r.t.Errorf("%s is released, and the guest sees it", l.Addr)
+	}
+	r.asRestarted()
+}
+
+func (r *xenRun) withholds(b *broker.Broker, l broker.Lease) {
+	if back, err := b.Lease(root, l.ID); err != nil || back.State != broker.Closed {
+		r.t.Errorf("lease %+v, %v", back, err)
+	}
+	f, err := b.Acquire(r.t.Context(), root, broker.Request{RequestID: "two", Guest: r.xen.ID, Function: l.Function.String()})
+	if err == nil || !strings.Contains(err.Error(), "xl pci-detach 2 "+l.Addr.String()) {
+		r.t.Errorf("lend it once more: %+v, %v", f, err)
+	}
+}
+
+// asRestarted is asBefore for a domain with another id.
+func (r *xenRun) asRestarted() {
+	synctest.Wait()
+	for name, value := range look(r.t, r.xen) {
+		if strings.Contains(name, "/pci") && !strings.Contains(name, "/error/") && name != "/local/domain/0/backend/pci" || strings.Contains(name, "vfbroker") {
+			r.t.Errorf("left behind: %s = %q", name, value)
 		}
 	}
 }

@@ -107,6 +107,23 @@ func (x *Xen) Kill(t testing.TB) {
 	x.Store.Fire("@releaseDomain")
 }
 
+// Restart is what xl does for on_reboot="restart": it destroys the domain and makes it anew, with the function that it had.
+func (x *Xen) Restart(t testing.TB) {
+	t.Helper()
+	d := x.guest()
+	x.mu.Lock()
+	held := slices.Collect(maps.Keys(x.owner))
+	x.mu.Unlock()
+	held = slices.DeleteFunc(held, func(addr pci.Addr) bool { n, _ := x.find(d, addr); return n < 0 })
+	x.Kill(t)
+	x.Start(t)
+	for _, addr := range held {
+		if err := x.attach(context.WithoutCancel(t.Context()), x.guest(), addr); err != nil {
+			t.Errorf("attach %s to the new domain: %v", addr, err)
+		}
+	}
+}
+
 // Crash ends the guest as Xen sees it, while the toolstack leaves it as it is (on_crash="preserve").
 func (x *Xen) Crash() {
 	d := x.guest()
