@@ -39,11 +39,11 @@ func startDomain(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	file := ts.MkAbs("run/" + name + ".cfg")
 	ts.Check(os.WriteFile(file, []byte(strings.Join(append(lines, args[2:]...), "\n")+"\n"), 0o644))
-	create := exec.Command("xl", "create", "-q", file)
-	if !slices.ContainsFunc(args, func(line string) bool { return strings.HasPrefix(line, "on_") }) {
-		create.Args = append(create.Args, "-e") // no xl stays to act on its end
+	create := []string{"create", "-q", "-e", file} // no xl stays to act on its end
+	if slices.ContainsFunc(args, func(line string) bool { return strings.HasPrefix(line, "on_") }) {
+		create = []string{"create", "-q", file}
 	}
-	if out, err := create.CombinedOutput(); err != nil {
+	if out, err := exec.Command("xl", create...).CombinedOutput(); err != nil {
 		ts.Fatalf("start domain %s: %v: %s", name, err, out)
 	}
 	ts.Defer(func() { _ = exec.Command("xl", "destroy", name).Run() }) // it may have ended
