@@ -3,80 +3,17 @@
 package guest
 
 import (
-	"bufio"
-	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"vfbroker/guestshim"
 	"vfbroker/sriov/sysfs"
 )
-
-// The NICs of the emulated host that these tests take.
-const (
-	labUplink = "52:54:00:0b:00:01"
-	labPeer   = "52:54:00:0b:00:02"
-)
-
-// helperEnv makes the test binary the process that is killed.
-const helperEnv = "VFBENCH_TEST_HELPER"
-
-func TestMain(m *testing.M) {
-	if os.Getenv(helperEnv) != "" {
-		if err := helper(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
-}
-
-// helper takes a NIC, starts a guest, and is killed.
-func helper() error {
-	link, err := FindNIC(labPeer)
-	if err != nil {
-		return err
-	}
-	ns, err := NewNamespace()
-	if err != nil {
-		return err
-	}
-	if _, err := ns.Take(link); err != nil {
-		return err
-	}
-	fmt.Println("taken")
-	shim, err := exec.LookPath("vfshim")
-	if err != nil {
-		return err
-	}
-	_, err = Start(context.Background(), Config{ID: "killed", Kernel: "/lab/vmlinuz", Shim: shim})
-	return err
-}
-
-func labConfig(t *testing.T) Config {
-	t.Helper()
-	shim, err := exec.LookPath("vfshim")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return Config{ID: "labtest", Kernel: "/lab/vmlinuz", Shim: shim, GuestsDir: t.TempDir()}
-}
-
-func startContext(t *testing.T) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
-	t.Cleanup(cancel)
-	return ctx
-}
 
 func TestGuestOnBridge(t *testing.T) {
 	uplink, err := FindNIC(labUplink)
@@ -149,30 +86,16 @@ func TestBrokenGuest(t *testing.T) {
 
 // TestKilled: SIGKILL leaves no process and no NIC away.
 func TestKilled(t *testing.T) {
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), helperEnv+"=1")
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if line, err := bufio.NewReader(out).ReadString('\n'); line != "taken\n" {
-		t.Fatalf("helper says %q, %v", line, err)
+	cmd, line := startHelper(t, helperKVM)
+	if line != "taken\n" {
+		t.Fatalf("helper says %q", line)
 	}
 	if _, err := FindNIC(labPeer); err == nil {
 		t.Error("the NIC is still the host's")
 	}
 	ctx := startContext(t)
 	qemu := 0
-	err = sysfs.Wait(ctx, func() (bool, error) {
+	err := sysfs.Wait(ctx, func() (bool, error) {
 		qemu = childOf(cmd.Process.Pid, "qemu-system-x86")
 		return qemu != 0, nil
 	})
