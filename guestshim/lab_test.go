@@ -82,11 +82,7 @@ func far(t *testing.T, mac, cidr string) netip.AddrPort {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := nic.Return(); err != nil {
-			t.Error(err)
-		}
-	})
+	atEnd(t, nic.Return)
 	if _, err := nic.Up(cidr); err != nil {
 		t.Fatal(err)
 	}
@@ -172,11 +168,7 @@ func TestLabVsock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := bridge.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	atEnd(t, bridge.Close)
 	program, err := exec.LookPath("vfshim")
 	if err != nil {
 		t.Fatal(err)
@@ -187,23 +179,10 @@ func TestLabVsock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := g.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	dial := func() net.Conn {
-		t.Helper()
-		conn, err := g.DialShim()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { conn.Close() })
-		return conn
-	}
-	client := guestshim.NewClient(dial())
+	atEnd(t, g.Stop)
+	client := guestshim.NewClient(connect(t, g.DialShim))
 
-	checkShim(ctx, t, client, dial)
+	checkShim(ctx, t, client, g.DialShim)
 	report, err := client.Await(ctx, guestshim.Identity{MAC: guest.DefaultMAC, BringUp: true})
 	if err != nil || report.Driver != "virtio_net" || !report.Ready() {
 		t.Errorf("the guest's virtio-net: %+v, %v", report, err)

@@ -16,14 +16,36 @@ import (
 // labVFMAC is the MAC address of the VF that the tests make. No guest has it from its start.
 const labVFMAC = "52:54:00:0d:00:01"
 
+// atEnd does something when the test ends.
+func atEnd(t *testing.T, do func() error) {
+	t.Helper()
+	t.Cleanup(func() {
+		t.Helper()
+		if err := do(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// connect makes a connection that lasts as long as the test.
+func connect(t *testing.T, dial func() (net.Conn, error)) net.Conn {
+	t.Helper()
+	conn, err := dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
 // checkShim checks the shim in a real guest, whatever its host reaches it by. dial makes a new connection.
-func checkShim(ctx context.Context, t *testing.T, client *guestshim.Client, dial func() net.Conn) {
+func checkShim(ctx context.Context, t *testing.T, client *guestshim.Client, dial func() (net.Conn, error)) {
 	t.Helper()
 	about, err := client.About(ctx)
 	if err != nil || about.Protocol != guestshim.Version || about.Kernel == "" || about.BootID == "" || !about.Bench {
 		t.Errorf("about: %+v, %v", about, err)
 	}
-	impatient := dial() // with a deadline for the shim and none for itself: the guest may be slow
+	impatient := connect(t, dial) // with a deadline for the shim and none for itself: the guest may be slow
 	fmt.Fprintf(impatient, `{"v":1,"id":1,"op":"await","timeout_ms":2000,"body":{"mac":"%s"}}`+"\n", labVFMAC)
 	again, err := client.About(ctx) // while the other connection waits
 	if err != nil || again != about {
@@ -33,7 +55,7 @@ func checkShim(ctx context.Context, t *testing.T, client *guestshim.Client, dial
 		t.Errorf("a device that does not come: got %q, %v, want %v that names it", line, err, guestshim.NotReady)
 	}
 
-	broken := dial()
+	broken := connect(t, dial)
 	go fmt.Fprint(broken, strings.Repeat("x", guestshim.MaxFrame+1))
 	lines := bufio.NewScanner(broken)
 	if !lines.Scan() || !strings.Contains(lines.Text(), string(guestshim.BadRequest)) {

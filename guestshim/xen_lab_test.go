@@ -4,7 +4,6 @@ package guestshim_test
 
 import (
 	"context"
-	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -36,22 +35,9 @@ func TestLabXenstore(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() {
-				if err := g.Stop(); err != nil {
-					t.Error(err)
-				}
-			})
-			dial := func() net.Conn {
-				t.Helper()
-				conn, err := g.DialShim()
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { conn.Close() })
-				return conn
-			}
-			client := guestshim.NewClient(dial())
-			checkShim(ctx, t, client, dial)
+			atEnd(t, g.Stop)
+			client := guestshim.NewClient(connect(t, g.DialShim))
+			checkShim(ctx, t, client, g.DialShim)
 			checkIdle(t, g.Shell())
 			if _, err := client.About(ctx); err != nil {
 				t.Errorf("the connection that was open all the time: %v", err)
