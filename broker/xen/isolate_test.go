@@ -1,12 +1,18 @@
 package xen_test
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
+	"vfbroker/broker"
 	"vfbroker/broker/xen"
 	"vfbroker/sriov/sysfs"
+	"vfbroker/test/fakehost"
+	"vfbroker/test/hvsuite/xenfake"
 )
 
 // TestIsDom0 tells Xen's control domain from its guests, from other hosts, and from one that lacks xenfs.
@@ -42,4 +48,52 @@ func TestIsDom0(t *testing.T) {
 			t.Errorf("%s: %v, %v; want %v, an error: %v", name, got, err, tt.want, tt.fails)
 		}
 	}
+}
+
+func TestIsolated(t *testing.T) {
+	t.Parallel()
+	vf := func(x *xenfake.Xen) broker.Function { return x.VFs[0] }
+	for _, tt := range []struct {
+		name  string
+		spoil func(t *testing.T, x *xenfake.Xen)
+		says  string // "": isolated
+	}{
+		{"fine", func(*testing.T, *xenfake.Xen) {}, ""},
+		{"no IOMMU", func(_ *testing.T, x *xenfake.Xen) { x.NoIOMMU() }, "boot Xen with iommu=force"},
+		{"not asked", func(_ *testing.T, x *xenfake.Xen) { x.Fail("info", 1) }, "find out whether Xen has a working IOMMU: xl info: exit status 1"},
+		{"xenfs not readable", func(_ *testing.T, x *xenfake.Xen) { x.Host.FailOn("/proc/xen/capabilities", syscall.EIO) }, "find out whether this is Xen's control domain"},
+		{"xenfs not mounted", func(_ *testing.T, x *xenfake.Xen) { x.Host.FailOn("/proc/xen/capabilities", syscall.ENOENT) }, "mount -t xenfs"},
+		{"no Xen", func(_ *testing.T, x *xenfake.Xen) { x.Host.FailOn("/sys/hypervisor/type", syscall.ENOENT) }, "not Xen's control domain"},
+		{"port not asked", func(_ *testing.T, x *xenfake.Xen) {
+			x.Host.FailOn("/sys/bus/pci/devices/0000:00:02.0/config", syscall.EACCES)
+		}, "0000:00:02.0 cannot be asked for access control services"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			virtual(t, xenfake.PV, func(t *testing.T, x *xenfake.Xen) {
+				tt.spoil(t, x)
+				err := x.HV.Isolated(t.Context(), vf(x))
+				if tt.says == "" {
+					x.NoIOMMU() // which cannot be while it runs: it is not asked for again
+					err = errors.Join(err, x.HV.Isolated(t.Context(), vf(x)))
+				}
+				if tt.says == "" && err == nil {
+					return
+				}
+				refused(t, "isolated", err, broker.ErrNotIsolated, tt.says, vf(x).Addr.String())
+			})
+		})
+	}
+}
+
+// TestIsolatedTopology refuses a function below a port without access control services.
+func TestIsolatedTopology(t *testing.T) {
+	t.Parallel()
+	host := fakehost.New(t, "no-acs")
+	host.Xen()
+	run := func(context.Context, ...string) ([]byte, error) { return []byte("virt_caps : hvm hvm_directio\n"), nil }
+	h := xen.New(host, run, nil, nil, nil)
+	f := broker.Function{}
+	f.Addr.Bus, f.Addr.Device = 3, 0x10
+	refused(t, "isolated", h.Isolated(t.Context(), f), broker.ErrNotIsolated, "0000:00:02.0 has no access control services", f.Addr.String())
 }

@@ -1,0 +1,185 @@
+package xen_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"vfbroker/broker"
+	"vfbroker/sriov/pci"
+	"vfbroker/test/hvsuite/xenfake"
+)
+
+// TestAssignFails has libxl fail in the middle of an attach, which leaves the guest access to the
+// function's memory: nobody gets it before the guest has ended.
+func TestAssignFails(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{xenfake.PV, xenfake.HVM} {
+		virtual(t, kind, func(t *testing.T, x *xenfake.Xen) {
+			f, slot := x.VFs[0], broker.SlotOf(lease)
+			events := x.HV.Events(t.Context())
+			g := x.Guest(t.Context(), t, f)
+			x.Fail("assign", 1)
+			_, err := x.HV.Attach(t.Context(), g, f, lease)
+			refused(t, "attach", err, broker.ErrUnavailable, "g1", "xc_assign_device failed: Device or resource busy", "restart the guest")
+			if !x.Access(f.Addr) {
+				t.Fatal("the scripted libxl is better than the real one")
+			}
+			holds(t, x, g, map[broker.Slot]pci.Addr{slot: f.Addr})
+			refused(t, "restore", x.HV.Prepare(t.Context(), f, found), broker.ErrUnavailable, "domain 1")
+			x.Kill(t)
+			expect(t, events, broker.Event{Kind: broker.EventGuestGone, Guest: "g1"})
+			if err := x.HV.Prepare(t.Context(), f, found); err != nil {
+				t.Errorf("restore after the guest's end: %v", err)
+			}
+		})
+	}
+}
+
+// TestHalfGiven has an xl that hangs for good be killed in the middle of an attach. Nobody gets the
+// function before the guest has ended.
+func TestHalfGiven(t *testing.T) {
+	t.Parallel()
+	virtual(t, xenfake.PV, func(t *testing.T, x *xenfake.Xen) {
+		f := x.VFs[0]
+		events := x.HV.Events(t.Context())
+		g := x.Guest(t.Context(), t, f)
+		hang := true
+		x.Store.OnWrite(func(path, _ string) {
+			if path == mark(f) && hang {
+				hang = false
+				x.HangTool()
+			}
+		})
+		_, err := x.HV.Attach(t.Context(), g, f, lease)
+		refused(t, "attach with an xl that hangs", err, broker.ErrGuestNotReady, "g1", "it was stopped")
+		x.Thaw()
+		slot := broker.SlotOf(lease)
+		holds(t, x, g, map[broker.Slot]pci.Addr{slot: f.Addr})
+		err = x.HV.Prepare(t.Context(), f, found)
+		refused(t, "restore", err, broker.ErrUnavailable, "domain 1")
+		_, err = x.HV.Attach(t.Context(), g, f, lease)
+		refused(t, "attach again", err, broker.ErrUnavailable, "half given", "restart the guest")
+		if err := x.HV.Detach(t.Context(), g, slot); err != nil {
+			t.Fatal(err)
+		}
+		expect(t, events, broker.Event{Kind: broker.EventUnplugRefused, Guest: "g1", Slot: slot})
+		x.Kill(t)
+		expect(t, events, broker.Event{Kind: broker.EventGuestGone, Guest: "g1"})
+		if err := x.HV.Prepare(t.Context(), f, found); err != nil {
+			t.Errorf("restore after the guest's end: %v", err)
+		}
+	})
+}
+
+// TestXLLies has xl say that it failed when it did not.
+func TestXLLies(t *testing.T) {
+	t.Parallel()
+	virtual(t, xenfake.HVM, func(t *testing.T, x *xenfake.Xen) {
+		f := x.VFs[0]
+		g := x.Guest(t.Context(), t, f)
+		x.Store.OnWrite(func(path, _ string) {
+			if strings.HasSuffix(path, "/num_devs") {
+				x.Store.Restart() // xl loses its connection at its last step, and does not know
+			}
+		})
+		if _, err := x.HV.Attach(t.Context(), g, f, lease); err != nil {
+			t.Fatal(err)
+		}
+		holds(t, x, g, map[broker.Slot]pci.Addr{broker.SlotOf(lease): f.Addr})
+	})
+}
+
+// TestRestartedStore has xenstored start anew while the guest is waited for.
+func TestRestartedStore(t *testing.T) {
+	t.Parallel()
+	virtual(t, xenfake.PV, func(t *testing.T, x *xenfake.Xen) {
+		f := x.VFs[0]
+		g := x.Guest(t.Context(), t, f)
+		x.Front(xenfake.Holds)
+		done := make(chan error, 1)
+		go func() { _, err := x.HV.Attach(t.Context(), g, f, lease); done <- err }()
+		time.Sleep(5 * time.Second)
+		x.Store.Drop()
+		time.Sleep(5 * time.Second)
+		x.Store.Restart()
+		x.Front(xenfake.Answers)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		holds(t, x, g, map[broker.Slot]pci.Addr{broker.SlotOf(lease): f.Addr})
+	})
+}
+
+// TestDetachHangs has xl, or xenstored, not answer in the middle.
+func TestDetachHangs(t *testing.T) {
+	t.Parallel()
+	for name, hang := range map[string]func(*xenfake.Xen){"xl": (*xenfake.Xen).HangTool, "xenstored": (*xenfake.Xen).Hang} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			virtual(t, xenfake.PV, func(t *testing.T, x *xenfake.Xen) {
+				f := x.VFs[0]
+				events := x.HV.Events(t.Context())
+				g := x.Guest(t.Context(), t, f)
+				slot := attach(t, x, g, f)[0]
+				x.Front(xenfake.Holds)
+				detach(t, x, g, slot)
+				time.Sleep(time.Second)
+				hang(x)
+				time.Sleep(5 * time.Minute)
+				x.Thaw()
+				x.Front(xenfake.Answers)
+				ev := <-events
+				if ev.Kind != broker.EventLost && ev.Kind != broker.EventUnplugRefused {
+					t.Fatalf("event %v, want that it is not known or was refused", ev)
+				}
+				time.Sleep(time.Minute)
+				holds(t, x, g, map[broker.Slot]pci.Addr{slot: f.Addr})
+				detach(t, x, g, slot)
+				expect(t, events, detached(slot))
+				quiet(t, x, events)
+			})
+		})
+	}
+}
+
+// TestDetachStoppedAtItsEnd has an xl hang when it has taken all back but its mark.
+func TestDetachStoppedAtItsEnd(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{xenfake.PV, xenfake.HVM} {
+		virtual(t, kind, func(t *testing.T, x *xenfake.Xen) {
+			f := x.VFs[0]
+			events := x.HV.Events(t.Context())
+			g := x.Guest(t.Context(), t, f)
+			slot := attach(t, x, g, f)[0]
+			x.Fail("unmark", 1)
+			detach(t, x, g, slot)
+			expect(t, events, detached(slot))
+			quiet(t, x, events)
+			if err := x.HV.Prepare(t.Context(), f, found); err != nil {
+				t.Errorf("restore: %v", err)
+			}
+			attach(t, x, x.Guest(t.Context(), t, f), f)
+		})
+	}
+}
+
+// TestAttachedByXL takes over what xl has given the guest, as it does when it restarts one.
+func TestAttachedByXL(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{xenfake.PV, xenfake.HVM} {
+		virtual(t, kind, func(t *testing.T, x *xenfake.Xen) {
+			f := x.VFs[0]
+			events := x.HV.Events(t.Context())
+			g := x.Guest(t.Context(), t, f)
+			if _, err := x.XL(t.Context(), "pci-attach", "1", f.Addr.String()); err != nil {
+				t.Fatal(err)
+			}
+			slot := attach(t, x, g, f)[0]
+			holds(t, x, g, map[broker.Slot]pci.Addr{slot: f.Addr})
+			detach(t, x, g, slot)
+			expect(t, events, detached(slot))
+			quiet(t, x, events)
+		})
+	}
+}
