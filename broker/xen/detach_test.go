@@ -51,9 +51,7 @@ func TestDetachLate(t *testing.T) {
 					}
 				}
 				holds(t, x, g, want)
-				if err := x.HV.Prepare(t.Context(), f, found); err != nil {
-					t.Errorf("restore: %v", err)
-				}
+				restore(t, x, f)
 				if got := asked(x, "pci-detach"); got != 1 {
 					t.Errorf("xl was asked %d times, want 1: pciback cannot take back twice", got)
 				}
@@ -115,10 +113,7 @@ func checkBus(t *testing.T, x *xenfake.Xen, functions []broker.Function, gone in
 func TestDetachTooLate(t *testing.T) {
 	t.Parallel()
 	virtual(t, xenfake.PV, func(t *testing.T, x *xenfake.Xen) {
-		f := x.VFs[0]
-		events := x.HV.Events(t.Context())
-		g := x.Guest(t.Context(), t, f)
-		slot := attach(t, x, g, f)[0]
+		f, g, slot, events := lent(t, x)
 		x.Front(xenfake.Holds)
 		detach(t, x, g, slot)
 		expect(t, events, refusedEvent(slot))
@@ -140,10 +135,7 @@ func TestDetachTooLate(t *testing.T) {
 func TestDetachLateHVM(t *testing.T) {
 	t.Parallel()
 	virtual(t, xenfake.HVM, func(t *testing.T, x *xenfake.Xen) {
-		f := x.VFs[0]
-		events := x.HV.Events(t.Context())
-		g := x.Guest(t.Context(), t, f)
-		slot := attach(t, x, g, f)[0]
+		f, g, slot, events := lent(t, x)
 		x.Front(xenfake.Holds)
 		detach(t, x, g, slot)
 		expect(t, events, refusedEvent(slot))
@@ -162,9 +154,7 @@ func TestDetachLateHVM(t *testing.T) {
 		if got := asked(x, "pci-detach -f"); got != 1 || x.Access(f.Addr) {
 			t.Errorf("forced %d times, want 1; the guest has access: %v", got, x.Access(f.Addr))
 		}
-		if err := x.HV.Prepare(t.Context(), f, found); err != nil {
-			t.Errorf("restore: %v", err)
-		}
+		restore(t, x, f)
 		quiet(t, x, events)
 	})
 }
@@ -174,10 +164,7 @@ func TestDetachPaused(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{xenfake.PV, xenfake.HVM} {
 		virtual(t, kind, func(t *testing.T, x *xenfake.Xen) {
-			f := x.VFs[0]
-			events := x.HV.Events(t.Context())
-			g := x.Guest(t.Context(), t, f)
-			slot := attach(t, x, g, f)[0]
+			f, g, slot, events := lent(t, x)
 			x.Pause()
 			detach(t, x, g, slot)
 			expect(t, events, refusedEvent(slot))
@@ -208,21 +195,15 @@ func TestDetachByOthers(t *testing.T) {
 			x.Renew(t) // a daemon that starts anew finds its slots, and watches when it has
 			events = x.HV.Events(t.Context())
 			holds(t, x, g, map[broker.Slot]pci.Addr{slots[0]: x.VFs[0].Addr, slots[1]: x.VFs[1].Addr})
-			if _, err := x.XL(t.Context(), "pci-detach", "1", x.VFs[0].Addr.String()); err != nil {
-				t.Fatal(err)
-			}
+			byHand(t, x, "pci-detach", "1", x.VFs[0].Addr.String())
 			expect(t, events, detached(slots[0]))
 			holds(t, x, g, map[broker.Slot]pci.Addr{slots[1]: x.VFs[1].Addr})
 			x.Store.Restart() // watches are set anew
 			synctest.Wait()
-			if _, err := x.XL(t.Context(), "pci-detach", "1", x.VFs[1].Addr.String()); err != nil {
-				t.Fatal(err)
-			}
+			byHand(t, x, "pci-detach", "1", x.VFs[1].Addr.String())
 			expect(t, events, detached(slots[1]))
 			synctest.Wait()
-			if got := records(x); len(got) > 0 {
-				t.Errorf("records %v are left", got)
-			}
+			noRecords(t, x)
 			quiet(t, x, events)
 		})
 	}
@@ -236,15 +217,11 @@ func TestDetachUnseen(t *testing.T) {
 		g := x.Guest(t.Context(), t, f)
 		slot := attach(t, x, g, f)[0]
 		x.HV.Close()
-		if _, err := x.XL(t.Context(), "pci-detach", "1", f.Addr.String()); err != nil {
-			t.Fatal(err)
-		}
+		byHand(t, x, "pci-detach", "1", f.Addr.String())
 		x.Renew(t)
 		events := x.HV.Events(t.Context())
 		holds(t, x, g, map[broker.Slot]pci.Addr{})
-		if got := records(x); len(got) > 0 {
-			t.Errorf("records %v are left", got)
-		}
+		noRecords(t, x)
 		detach(t, x, g, slot)
 		quiet(t, x, events)
 	})
@@ -257,9 +234,7 @@ func TestDetachForeign(t *testing.T) {
 		f := x.VFs[0]
 		events := x.HV.Events(t.Context())
 		g := x.Guest(t.Context(), t, f)
-		if _, err := x.XL(t.Context(), "pci-attach", "1", f.Addr.String()); err != nil {
-			t.Fatal(err)
-		}
+		byHand(t, x, "pci-attach", "1", f.Addr.String())
 		slot := broker.Slot(f.Addr.String())
 		holds(t, x, g, map[broker.Slot]pci.Addr{slot: f.Addr})
 		detach(t, x, g, slot)

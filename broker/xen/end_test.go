@@ -62,9 +62,9 @@ func TestEndsWhileAnotherWaits(t *testing.T) {
 		events := x.HV.Events(t.Context())
 		x.Front(xenfake.Holds)
 		ended := make(chan error)
-		for i, f := range x.VFs[:2] {
+		for _, f := range x.VFs[:2] {
 			go func() {
-				_, err := x.HV.Attach(t.Context(), g, f, broker.LeaseID(strings.Repeat("0", 31)+string(rune('1'+i))))
+				_, err := x.HV.Attach(t.Context(), g, f, leaseOf(f))
 				ended <- err
 			}()
 			synctest.Wait()
@@ -99,22 +99,16 @@ func TestLeftOverBus(t *testing.T) {
 			events := x.HV.Events(t.Context())
 			x.Kill(t)
 			if sees {
-				expect(t, events, broker.Event{Kind: broker.EventGuestGone, Guest: "g1"})
-				if got := nodes(x); got != nil {
-					t.Errorf("nodes %q are left", got)
-				}
+				expect(t, events, gone)
+				noNodes(t, x)
 			} else if got := state(x, "state"); got != "6" {
 				t.Fatalf("bus in state %q, want the one that libxl leaves", got)
 			}
 			x.Renew(t)
 			for _, f := range x.VFs[:2] {
-				if err := x.HV.Prepare(t.Context(), f, found); err != nil {
-					t.Errorf("restore: %v", err)
-				}
+				restore(t, x, f)
 			}
-			if got := nodes(x); got != nil {
-				t.Errorf("nodes %q are left", got)
-			}
+			noNodes(t, x)
 			x.Start(t)
 			g = x.Guest(t.Context(), t, f)
 			attach(t, x, g, f)

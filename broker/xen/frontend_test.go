@@ -25,18 +25,12 @@ func TestNoFrontend(t *testing.T) {
 		if took := time.Since(began); took < 20*time.Second || took > 45*time.Second {
 			t.Errorf("it took %s", took)
 		}
-		if got := nodes(x); got != nil {
-			t.Errorf("nodes %q are left", got)
-		}
-		expect(t, events, broker.Event{Kind: broker.EventDetached, Guest: "g1", Slot: broker.SlotOf(lease)})
+		noNodes(t, x)
+		expect(t, events, detached(broker.SlotOf(lease)))
 		holds(t, x, g, map[broker.Slot]pci.Addr{})
-		if err := x.HV.Prepare(t.Context(), f, found); err != nil {
-			t.Errorf("restore: %v", err)
-		}
+		restore(t, x, f)
 		quiet(t, x, events)
-		if got := records(x); len(got) > 0 {
-			t.Errorf("records %v are left", got)
-		}
+		noRecords(t, x)
 
 		x.Front(xenfake.Answers) // the driver is loaded
 		x.Guest(t.Context(), t, f)
@@ -100,10 +94,8 @@ func TestAttachGoesOn(t *testing.T) {
 			if n := strings.Count(strings.Join(x.Runs(), " "), "pci-attach"); n != 1 || !x.Sees(f.Addr) {
 				t.Errorf("xl was asked %d times to attach, and the guest sees the function: %v", n, x.Sees(f.Addr))
 			}
-			if err := x.HV.Detach(t.Context(), g, slot); err != nil {
-				t.Fatal(err)
-			}
-			expect(t, events, broker.Event{Kind: broker.EventDetached, Guest: "g1", Slot: slot})
+			detach(t, x, g, slot)
+			expect(t, events, detached(slot))
 			quiet(t, x, events)
 		})
 	}
@@ -122,12 +114,10 @@ func TestDetachBehindAttach(t *testing.T) {
 		if _, err := x.HV.Attach(ctx, g, f, lease); err == nil {
 			t.Fatal("attached to a guest that does not answer")
 		}
-		if err := x.HV.Detach(t.Context(), g, slot); err != nil {
-			t.Fatal(err)
-		}
+		detach(t, x, g, slot)
 		time.Sleep(time.Second)
 		x.Front(xenfake.Answers)
-		expect(t, events, broker.Event{Kind: broker.EventDetached, Guest: "g1", Slot: slot})
+		expect(t, events, detached(slot))
 		holds(t, x, g, map[broker.Slot]pci.Addr{})
 		quiet(t, x, events)
 	})

@@ -41,13 +41,26 @@ func refused(t *testing.T, what string, err, class error, says ...string) {
 
 var found = broker.Setting{Driver: "igbvf", UID: -1, GID: -1}
 
+// lease is that of the first function.
 const lease = broker.LeaseID("00000000000000000000000000000001")
+
+func leaseOf(f broker.Function) broker.LeaseID {
+	return broker.LeaseID(strings.Repeat("0", 31) + string(rune('1'+f.ID.Index)))
+}
+
+// lent is the first function, attached to the guest.
+func lent(t *testing.T, x *xenfake.Xen) (f broker.Function, g broker.Guest, slot broker.Slot, events <-chan broker.Event) {
+	t.Helper()
+	f, events = x.VFs[0], x.HV.Events(t.Context())
+	g = x.Guest(t.Context(), t, f)
+	return f, g, attach(t, x, g, f)[0], events
+}
 
 // attach attaches functions under leases of their own and returns the slots.
 func attach(t *testing.T, x *xenfake.Xen, g broker.Guest, functions ...broker.Function) (slots []broker.Slot) {
 	t.Helper()
 	for _, f := range functions {
-		slot, err := x.HV.Attach(t.Context(), g, f, broker.LeaseID(strings.Repeat("0", 31)+string(rune('1'+f.ID.Index))))
+		slot, err := x.HV.Attach(t.Context(), g, f, leaseOf(f))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -59,6 +72,22 @@ func attach(t *testing.T, x *xenfake.Xen, g broker.Guest, functions ...broker.Fu
 func detach(t *testing.T, x *xenfake.Xen, g broker.Guest, slot broker.Slot) {
 	t.Helper()
 	if err := x.HV.Detach(t.Context(), g, slot); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// restore gives a function back to the host, which must work.
+func restore(t *testing.T, x *xenfake.Xen, f broker.Function) {
+	t.Helper()
+	if err := x.HV.Prepare(t.Context(), f, found); err != nil {
+		t.Errorf("restore: %v", err)
+	}
+}
+
+// byHand runs xl as somebody else does.
+func byHand(t *testing.T, x *xenfake.Xen, args ...string) {
+	t.Helper()
+	if _, err := x.XL(t.Context(), args...); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -99,6 +128,8 @@ func refusedEvent(slot broker.Slot) broker.Event {
 	return broker.Event{Kind: broker.EventUnplugRefused, Guest: "g1", Slot: slot}
 }
 
+var gone = broker.Event{Kind: broker.EventGuestGone, Guest: "g1"}
+
 // quiet says that nothing is watched and nothing has come.
 func quiet(t *testing.T, x *xenfake.Xen, events <-chan broker.Event) {
 	t.Helper()
@@ -134,6 +165,13 @@ func nodes(x *xenfake.Xen) []string {
 	return names
 }
 
+func noNodes(t *testing.T, x *xenfake.Xen) {
+	t.Helper()
+	if got := nodes(x); got != nil {
+		t.Errorf("nodes %q are left", got)
+	}
+}
+
 func state(x *xenfake.Xen, node string) string {
 	value, _ := x.Store.Get("/local/domain/0/backend/pci/1/0/" + node)
 	return value
@@ -145,12 +183,12 @@ func mark(f broker.Function) string {
 	return "/libxl/pci/" + strings.NewReplacer(":", "-", ".", "-").Replace(f.Addr.String()) + "/domid"
 }
 
-func records(x *xenfake.Xen) map[string]string {
-	found := map[string]string{}
+// noRecords says that none of our own is left in xenstore.
+func noRecords(t *testing.T, x *xenfake.Xen) {
+	t.Helper()
 	for path, value := range x.Store.Tree() {
-		if name, ok := strings.CutPrefix(path, "/libxl/1/vfbroker/"); ok {
-			found[name] = value
+		if strings.HasPrefix(path, "/libxl/1/vfbroker/") {
+			t.Errorf("record %s=%s is left", path, value)
 		}
 	}
-	return found
 }

@@ -55,9 +55,7 @@ func TestPrepareResumes(t *testing.T) {
 		}},
 		{"unbound, not restored", func(t *testing.T, x *xenfake.Xen, f broker.Function) {
 			x.Guest(t.Context(), t, f)
-			if _, err := x.XL(t.Context(), "pci-assignable-remove", f.Addr.String()); err != nil {
-				t.Fatal(err)
-			}
+			byHand(t, x, "pci-assignable-remove", f.Addr.String())
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -83,9 +81,7 @@ func TestPrepareHeld(t *testing.T) {
 		virtual(t, kind, func(t *testing.T, x *xenfake.Xen) {
 			f := x.VFs[0]
 			x.Guest(t.Context(), t, f)
-			if _, err := x.XL(t.Context(), "pci-attach", "1", f.Addr.String()); err != nil {
-				t.Fatal(err)
-			}
+			byHand(t, x, "pci-attach", "1", f.Addr.String())
 			since := len(x.Host.Writes())
 			err := x.HV.Prepare(t.Context(), f, found)
 			refused(t, "restore what a domain holds", err, broker.ErrUnavailable, "domain 1 (dom-g1; xl pci-detach 1 "+f.Addr.String()+")")

@@ -40,8 +40,8 @@ func TestAttachRefused(t *testing.T) {
 				_, err := x.HV.Attach(t.Context(), g, f, lease)
 				refused(t, "attach", err, tt.class, append(tt.says, "g1")...)
 				synctest.Wait()
-				if got := records(x); len(got) > 0 && tt.name != "paused" {
-					t.Errorf("records %v are left", got)
+				if tt.name != "paused" {
+					noRecords(t, x)
 				}
 			})
 		})
@@ -74,9 +74,7 @@ func TestNoContext(t *testing.T) {
 				t.Error("the guest has access to the function's memory")
 			}
 			synctest.Wait()
-			if err := x.HV.Prepare(t.Context(), f, found); err != nil {
-				t.Errorf("restore: %v", err)
-			}
+			restore(t, x, f)
 		})
 	}
 }

@@ -28,10 +28,8 @@ func TestAssignFails(t *testing.T) {
 			holds(t, x, g, map[broker.Slot]pci.Addr{slot: f.Addr})
 			refused(t, "restore", x.HV.Prepare(t.Context(), f, found), broker.ErrUnavailable, "domain 1")
 			x.Kill(t)
-			expect(t, events, broker.Event{Kind: broker.EventGuestGone, Guest: "g1"})
-			if err := x.HV.Prepare(t.Context(), f, found); err != nil {
-				t.Errorf("restore after the guest's end: %v", err)
-			}
+			expect(t, events, gone)
+			restore(t, x, f)
 		})
 	}
 }
@@ -60,15 +58,11 @@ func TestHalfGiven(t *testing.T) {
 		refused(t, "restore", err, broker.ErrUnavailable, "domain 1")
 		_, err = x.HV.Attach(t.Context(), g, f, lease)
 		refused(t, "attach again", err, broker.ErrUnavailable, "half given", "restart the guest")
-		if err := x.HV.Detach(t.Context(), g, slot); err != nil {
-			t.Fatal(err)
-		}
-		expect(t, events, broker.Event{Kind: broker.EventUnplugRefused, Guest: "g1", Slot: slot})
+		detach(t, x, g, slot)
+		expect(t, events, refusedEvent(slot))
 		x.Kill(t)
-		expect(t, events, broker.Event{Kind: broker.EventGuestGone, Guest: "g1"})
-		if err := x.HV.Prepare(t.Context(), f, found); err != nil {
-			t.Errorf("restore after the guest's end: %v", err)
-		}
+		expect(t, events, gone)
+		restore(t, x, f)
 	})
 }
 
@@ -118,10 +112,7 @@ func TestDetachHangs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			virtual(t, xenfake.PV, func(t *testing.T, x *xenfake.Xen) {
-				f := x.VFs[0]
-				events := x.HV.Events(t.Context())
-				g := x.Guest(t.Context(), t, f)
-				slot := attach(t, x, g, f)[0]
+				f, g, slot, events := lent(t, x)
 				x.Front(xenfake.Holds)
 				detach(t, x, g, slot)
 				time.Sleep(time.Second)
@@ -148,17 +139,12 @@ func TestDetachStoppedAtItsEnd(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{xenfake.PV, xenfake.HVM} {
 		virtual(t, kind, func(t *testing.T, x *xenfake.Xen) {
-			f := x.VFs[0]
-			events := x.HV.Events(t.Context())
-			g := x.Guest(t.Context(), t, f)
-			slot := attach(t, x, g, f)[0]
+			f, g, slot, events := lent(t, x)
 			x.Fail("unmark", 1)
 			detach(t, x, g, slot)
 			expect(t, events, detached(slot))
 			quiet(t, x, events)
-			if err := x.HV.Prepare(t.Context(), f, found); err != nil {
-				t.Errorf("restore: %v", err)
-			}
+			restore(t, x, f)
 			attach(t, x, x.Guest(t.Context(), t, f), f)
 		})
 	}
@@ -172,9 +158,7 @@ func TestAttachedByXL(t *testing.T) {
 			f := x.VFs[0]
 			events := x.HV.Events(t.Context())
 			g := x.Guest(t.Context(), t, f)
-			if _, err := x.XL(t.Context(), "pci-attach", "1", f.Addr.String()); err != nil {
-				t.Fatal(err)
-			}
+			byHand(t, x, "pci-attach", "1", f.Addr.String())
 			slot := attach(t, x, g, f)[0]
 			holds(t, x, g, map[broker.Slot]pci.Addr{slot: f.Addr})
 			detach(t, x, g, slot)
