@@ -12,6 +12,7 @@ import (
 	"vfbroker/iommu"
 	"vfbroker/sriov"
 	"vfbroker/sriov/sysfs"
+	"vfbroker/test/rig"
 )
 
 // host is where the kernel's truth is read, apart from any daemon.
@@ -21,7 +22,7 @@ type host struct {
 	pf    sriov.PF
 }
 
-// openHost finds a PF by its permanent address.
+// openHost finds a PF by its permanent address and sets its interface up.
 func openHost(ctx context.Context, mac string) (*host, error) {
 	h := &host{}
 	var err error
@@ -31,15 +32,9 @@ func openHost(ctx context.Context, mac string) (*host, error) {
 	if h.attrs, err = sriov.NewNetlink(); err != nil {
 		return nil, err
 	}
-	pfs, err := sriov.Discover(ctx, h.fs)
-	if err != nil {
+	if h.pf, err = rig.UsePF(ctx, h.fs, mac); err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(pfs, func(pf sriov.PF) bool { return pf.ID == "mac:"+mac })
-	if i < 0 {
-		return nil, fmt.Errorf("no PF %s on this host", mac)
-	}
-	h.pf = pfs[i]
 	return h, nil
 }
 

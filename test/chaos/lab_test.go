@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"testing"
@@ -113,9 +112,6 @@ func (c *chaos) start(t *testing.T) {
 	var err error
 	if c.host, err = openHost(ctx, labPF); err != nil {
 		t.Fatal(err)
-	}
-	if out, err := exec.CommandContext(ctx, "ip", "link", "set", c.host.pf.Netdev, "up").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
 	}
 	if c.daemon, err = rig.NewDaemon("/run/vfbroker-chaos", filepath.Join(c.out, "vfbrokerd.log"), c.host.pf.ID); err != nil {
 		t.Fatal(err)

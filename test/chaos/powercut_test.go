@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -93,9 +92,6 @@ func (c *chaos) afterPowerCut(t *testing.T, boot int) {
 	c.result.PowerCut.Cuts++
 	if c.host, err = openHost(ctx, labPF); err != nil {
 		t.Fatal(err)
-	}
-	if out, err := exec.CommandContext(ctx, "ip", "link", "set", c.host.pf.Netdev, "up").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
 	}
 	began := time.Now()
 	c.durableDaemon(ctx, t)

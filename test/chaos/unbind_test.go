@@ -7,7 +7,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"os/exec"
 	"testing"
 	"time"
 
@@ -127,9 +126,6 @@ func (c *chaos) rebound(ctx context.Context, t *testing.T) {
 	var err error
 	if c.host, err = openHost(ctx, labPF); err != nil {
 		t.Fatal(err)
-	}
-	if out, err := exec.CommandContext(ctx, "ip", "link", "set", c.host.pf.Netdev, "up").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
 	}
 	await(ctx, t, "the API shows the PF with its interface up", settling, func(ctx context.Context) (bool, error) {
 		reply, err := c.daemon.Inventory(ctx, &pb.InventoryRequest{Pf: c.host.pf.ID})

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vfbroker/test/fakehost"
 )
 
 func TestDifferences(t *testing.T) {
@@ -17,6 +19,18 @@ func TestDifferences(t *testing.T) {
 	}
 	if n := Differences(before, map[string]string{"a": "1", "b": "5", "d": ""}); n != 3 {
 		t.Errorf("changed, gone and new: %d differences, want 3", n)
+	}
+}
+
+func TestFindPF(t *testing.T) {
+	t.Parallel()
+	host := fakehost.New(t, "igb-pair")
+	pf, err := findPF(t.Context(), host, "52:54:00:0a:00:02")
+	if err != nil || pf.Netdev != "eth1" {
+		t.Errorf("PF %s with interface %q, %v, want eth1's", pf.ID, pf.Netdev, err)
+	}
+	if pf, err := findPF(t.Context(), host, "52:54:00:0a:00:03"); err == nil || !strings.Contains(err.Error(), "52:54:00:0a:00:03") {
+		t.Errorf("one that there is not: %s, %v", pf.ID, err)
 	}
 }
 

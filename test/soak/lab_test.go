@@ -154,17 +154,8 @@ func (s *soak) findPF(ctx context.Context, t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pfs, err := sriov.Discover(ctx, host)
-	if err != nil {
+	if s.pf, err = rig.UsePF(ctx, host, labPF); err != nil {
 		t.Fatal(err)
-	}
-	i := slices.IndexFunc(pfs, func(pf sriov.PF) bool { return pf.ID == "mac:"+labPF })
-	if i < 0 {
-		t.Fatalf("no PF %s on this host", labPF)
-	}
-	s.pf = pfs[i]
-	if out, err := exec.CommandContext(ctx, "ip", "link", "set", s.pf.Netdev, "up").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
 	}
 }
 
