@@ -3,12 +3,13 @@ package main
 import (
 	"cmp"
 	"fmt"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"vfbroker/cmd/version"
 )
 
 // options are the flags of every command.
@@ -86,23 +87,8 @@ func newVersion() *cobra.Command {
 		Short: "print the version",
 		Args:  args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			fmt.Fprintln(cmd.OutOrStdout(), "vfbroker", version())
+			fmt.Fprintln(cmd.OutOrStdout(), "vfbroker", version.This())
 			return nil
 		},
 	}
-}
-
-// version is what the build recorded of itself.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	v := info.Main.Version
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			v += " " + s.Value
-		}
-	}
-	return v + " " + info.GoVersion
 }

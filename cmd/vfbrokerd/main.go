@@ -9,10 +9,11 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"vfbroker/cmd/version"
 )
 
 func main() {
@@ -131,22 +132,7 @@ func newConfigCommand(f *flags) *cobra.Command {
 func newVersionCommand() *cobra.Command {
 	return &cobra.Command{Use: "version", Short: "print the version", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			fmt.Fprintln(cmd.OutOrStdout(), "vfbrokerd", version())
+			fmt.Fprintln(cmd.OutOrStdout(), "vfbrokerd", version.This())
 			return nil
 		}}
-}
-
-// version is what the build recorded of itself.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	v := info.Main.Version
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			v += " " + s.Value
-		}
-	}
-	return v + " " + info.GoVersion
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vfbroker/cmd/version"
 	"vfbroker/guestshim"
 	"vfbroker/sriov/sysfs"
 )
@@ -41,7 +42,7 @@ One shim serves a guest.`,
 			}
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 			log.Info("vfshim serves", "listen", ln.Addr().String(), "bench", bench)
-			return guestshim.Serve(cmd.Context(), ln, guestshim.ServerConfig{FS: fs, Bench: bench, Version: version(), Log: log})
+			return guestshim.Serve(cmd.Context(), ln, guestshim.ServerConfig{FS: fs, Bench: bench, Version: version.This(), Log: log})
 		},
 	}
 	f := cmd.Flags()
