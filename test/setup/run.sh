@@ -75,18 +75,6 @@ emulated_host() { # the emulated host's own guarantees: clean-up, exit status, r
 	level vflab $status
 }
 
-on_emulated_host() {
-	lab_level kernel test/hostsuite
-	lab_level netlink sriov
-	lab_level hypervisor test/hvsuite
-	lab_level shim guestshim
-	lab_level command-line test/e2e
-	lab_level no-iommu test/e2e --iommu none
-	lab_level hostcpu bench/hostcpu
-	lab_level guest bench/guest --kernel backports --clock deterministic
-	lab_level soak test/soak --kernel backports --clock deterministic
-}
-
 # xen_level NAME SCRIPT [vflab options]: a script's tests in dom0 of the emulated host under Xen.
 xen_level() {
 	local name=$1 script=$2 began=$SECONDS status=0
@@ -96,19 +84,42 @@ xen_level() {
 	level "$name" $status
 }
 
-# Every suite that Xen has a part in, in one boot; then what is refused without an IOMMU.
-on_xen() {
-	local lab=$PWD/bin/lab flags="-test.v -test.timeout 10m -test.run"
-	xen_level xen "status=0
+# What runs in dom0: the suites of what the broker stands on; then leases, by the command line and again and again.
+xen_suites() {
+	local lab=$PWD/bin/lab
+	xen_level xen-suites "status=0
 		(cd test/hostsuite && exec $lab/hostsuite-xen.test $flags '^TestDom0') || status=1
 		(cd test/hvsuite && exec $lab/hvsuite-xen.test $flags '^TestXen\$') || status=1
 		(cd guestshim && exec $lab/guestshim-xen.test $flags '^TestLabXenstore') || status=1
 		(cd bench/guest && exec $lab/guest-xen.test $flags '^TestDomainOnBridge') || status=1
+		exit \$status"
+}
+xen_leases() {
+	local lab=$PWD/bin/lab
+	xen_level xen-leases "status=0
 		(cd test/e2e && exec $lab/e2e.test $flags '^TestLab\$') || status=1
 		(cd test/soak && SOAK_CYCLES=2 SOAK_KILLS=2 exec $lab/soak.test $flags '^TestSoak\$') || status=1
 		exit \$status"
-	xen_level xen-no-iommu "cd test/e2e && exec $lab/e2e.test $flags '^TestLab\$'" --iommu none
 }
+xen_no_iommu() {
+	xen_level xen-no-iommu "cd test/e2e && exec $PWD/bin/lab/e2e.test $flags '^TestLab\$'" --iommu none
+}
+flags="-test.v -test.timeout 10m -test.run"
+
+# two_at_a_time JOB...: runs commands. An emulated host under the deterministic clock uses one CPU.
+two_at_a_time() {
+	local job running=0
+	for job in "$@"; do
+		if [ $running -eq 2 ]; then
+			wait -n || true # what failed is in its level's result
+			running=1
+		fi
+		eval "$job" &
+		running=$((running + 1))
+	done
+	wait
+}
+
 xen_packages="test/hostsuite test/hvsuite guestshim bench/guest"
 lab_packages="test/hostsuite sriov test/hvsuite guestshim test/e2e bench/hostcpu bench/guest test/soak"
 
@@ -175,18 +186,20 @@ test)
 	vflab image
 	for package in $lab_packages; do lab_binary "$package"; done
 	for package in $xen_packages; do lab_binary "$package" labxen; done
-	{ emulated_host; on_xen; } & # beside the others: a machine under the deterministic clock uses one CPU
-	on_emulated_host
-	wait
-	finish unit vflab kernel netlink hypervisor shim command-line no-iommu hostcpu guest soak xen xen-no-iommu
+	# Xen's first, so that they have the machine, and the longest of the others before the short ones.
+	two_at_a_time xen_suites xen_leases emulated_host "lab_level command-line test/e2e" "lab_level hypervisor test/hvsuite" \
+		"lab_level soak test/soak --kernel backports --clock deterministic" "lab_level shim guestshim" "lab_level kernel test/hostsuite" \
+		xen_no_iommu "lab_level guest bench/guest --kernel backports --clock deterministic" "lab_level no-iommu test/e2e --iommu none" \
+		"lab_level netlink sriov" "lab_level hostcpu bench/hostcpu"
+	finish unit vflab kernel netlink hypervisor shim command-line no-iommu hostcpu guest soak xen-suites xen-leases xen-no-iommu
 	;;
 xen)
 	setup
 	vflab image
 	for package in $xen_packages; do lab_binary "$package" labxen; done
 	for package in test/e2e test/soak; do lab_binary "$package"; done
-	on_xen
-	finish xen xen-no-iommu
+	two_at_a_time xen_suites xen_leases xen_no_iommu
+	finish xen-suites xen-leases xen-no-iommu
 	;;
 demo)
 	setup

@@ -54,7 +54,8 @@ type Leaked struct {
 	OpenRecords int `json:"journal_records"` // live leases, open carves and quarantined functions in the journal
 }
 
-// Switches are the context switches of an idle process in each window, of all its threads together.
+// Switches are the context switches of an idle process in each window, of all its threads together. No window is
+// looked at after each process has had a quiet one.
 type Switches struct {
 	Daemon []int64 `json:"daemon"`
 	Shim   []int64 `json:"shim"`
