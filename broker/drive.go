@@ -213,10 +213,14 @@ func (d *driver) wait(l Lease, a action) {
 	}
 }
 
-// tell lets whoever waits for the lease know what it waits for; nil: for a guest that was asked.
+// tell lets whoever waits for the lease know what it waits for; nil: for a guest that was asked. What was seen
+// before the lease changed its state is of no use to them.
 func (d *driver) tell(err error) {
 	d.b.mu.Lock()
 	defer d.b.mu.Unlock()
+	if d.e.lease.State != d.state {
+		return
+	}
 	d.e.stuck = err
 	closeOnce(d.e.waiting)
 	d.e.waiting = make(chan struct{})
@@ -343,6 +347,9 @@ func (b *Broker) transition(e *entry, from Lease, change func(*Lease, *Batch), c
 	defer b.mu.Unlock()
 	// A step may have filled in the slot meanwhile; nothing else changes outside transitions.
 	l.Slot, l.Unsupported = e.lease.Slot, e.lease.Unsupported
+	if l.State != e.lease.State {
+		e.stuck = nil // it was of the state before
+	}
 	e.lease = l
 	if cause != nil || l.State == Active {
 		e.err = cause
