@@ -281,7 +281,7 @@ func (b *Broker) fill(ctx context.Context, l *Lease, id FunctionID) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, b.limits.Look)
 	defer cancel()
-	if err := hv.Isolated(ctx, l.function()); err != nil {
+	if err := hv.Isolated(ctx, l.Guest, l.function()); err != nil {
 		return err
 	}
 	if l.Plan.Found, err = hv.Setting(ctx, l.function()); err != nil {

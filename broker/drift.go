@@ -152,7 +152,7 @@ func (b *Broker) isolated(l Lease) error {
 	}
 	ctx, cancel := context.WithTimeout(b.ctx, b.limits.Look)
 	defer cancel()
-	if err := hv.Isolated(ctx, l.function()); errors.Is(err, ErrNotIsolated) {
+	if err := hv.Isolated(ctx, l.Guest, l.function()); errors.Is(err, ErrNotIsolated) {
 		return err
 	}
 	return nil

@@ -16,9 +16,9 @@ type Hypervisor interface {
 	// Lookup finds a running guest. ErrNotFound: no such guest is configured or
 	// it does not run; ErrGuestNotReady: its monitor does not answer, or it is stopped or paused.
 	Lookup(ctx context.Context, id GuestID) (Guest, error)
-	// Isolated says whether the function may be given away safely
-	// (ErrNotIsolated names the blockers).
-	Isolated(ctx context.Context, f Function) error
+	// Isolated says whether the function may be given to the guest safely
+	// (ErrNotIsolated names the blockers), and whether the guest is of a kind that can have any (ErrUnsupported).
+	Isolated(ctx context.Context, g Guest, f Function) error
 	// Setting is what the function is set to on the host now.
 	Setting(ctx context.Context, f Function) (Setting, error)
 	// Prepare brings the function to want (driver, override, owner of the device

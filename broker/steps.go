@@ -50,7 +50,7 @@ func (b *Broker) condition(ctx context.Context, l Lease, s StepName, tried bool)
 	}
 	switch s {
 	case StepIsolate:
-		if err := hv.Isolated(ctx, l.function()); err != nil {
+		if err := hv.Isolated(ctx, l.Guest, l.function()); err != nil {
 			return unseen, err
 		}
 		return asWanted, nil

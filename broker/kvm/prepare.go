@@ -22,7 +22,7 @@ const nodeWait = 10 * time.Second
 const closeWait = 2 * time.Second
 
 // Isolated says whether the IOMMU keeps the function apart from all others.
-func (h *Hypervisor) Isolated(_ context.Context, f broker.Function) error {
+func (h *Hypervisor) Isolated(_ context.Context, _ broker.Guest, f broker.Function) error {
 	err := iommu.Check(h.fs, f.Addr)
 	var shared *iommu.NotIsolatedError
 	if errors.As(err, &shared) {

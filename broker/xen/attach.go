@@ -60,14 +60,9 @@ func (h *Hypervisor) lineOf(ctx context.Context, g broker.Guest, f broker.Functi
 		return nil, err
 	case d.incarnation != g.Incarnation:
 		return nil, fmt.Errorf("attach %s to guest %s: %w: the guest was restarted since (now domain %d)", f.Addr, g.ID, broker.ErrConflict, d.id)
-	case d.kind == pvh:
-		return nil, fmt.Errorf("attach %s to %s: %w: x86 PVH guests cannot be given PCI functions by libxl; make it type=\"hvm\" or \"pv\"", f.Addr, d, broker.ErrUnsupported)
-	case d.kind != pv && d.kind != hvm:
-		return nil, fmt.Errorf("attach %s to %s: %w: %.20q is no kind of domain that is known", f.Addr, d, broker.ErrUnsupported, d.kind)
-	case d.kind == pv && !cfg.Trusted:
-		return nil, fmt.Errorf("attach %s to %s: %w: the kernel of a PV guest can keep registers of a function mapped that it has given back; if it is to be trusted, set trusted: true in the guest's configuration; else make it type=\"hvm\"", f.Addr, d, broker.ErrNotIsolated)
-	case f.Addr.Domain > 0xffff:
-		return nil, fmt.Errorf("attach %s to %s: %w: libxl knows PCI domains of four digits only", f.Addr, d, broker.ErrUnsupported)
+	}
+	if err := fits(cfg, d, f); err != nil {
+		return nil, err
 	}
 	return h.enter(d), nil
 }

@@ -40,8 +40,9 @@ func unmounted(fs sysfs.FS) error {
 }
 
 // Isolated says whether Xen's IOMMU and the way up to it keep the function apart from all others.
-// The control domain has no IOMMU groups, as Xen owns the IOMMU, so that both are asked for.
-func (h *Hypervisor) Isolated(ctx context.Context, f broker.Function) error {
+// The control domain has no IOMMU groups, as Xen owns the IOMMU, so that both are asked for. A PV guest must be trusted:
+// Xen leaves its kernel what it has mapped of a function.
+func (h *Hypervisor) Isolated(ctx context.Context, g broker.Guest, f broker.Function) error {
 	refuse := func(format string, args ...any) error {
 		return fmt.Errorf("isolate function %s: %w: %w", f.Addr, broker.ErrNotIsolated, fmt.Errorf(format, args...))
 	}
@@ -62,7 +63,36 @@ func (h *Hypervisor) Isolated(ctx context.Context, f broker.Function) error {
 	if errors.As(err, &shared) {
 		return fmt.Errorf("%w: %w", broker.ErrNotIsolated, err)
 	}
-	return h.hostError(f.Addr, err)
+	if err != nil {
+		return h.hostError(f.Addr, err)
+	}
+	cfg, err := h.config(g.ID)
+	if err != nil {
+		return err
+	}
+	d, err := h.running(ctx, g)
+	if err != nil {
+		return h.explain(ctx, g.ID, err)
+	}
+	return fits(cfg, d, f)
+}
+
+// fits says whether a domain is of a kind that can have a function, and safely.
+func fits(cfg broker.GuestConfig, d domain, f broker.Function) error {
+	refuse := func(class error, why string) error {
+		return fmt.Errorf("attach %s to %s: %w: %s", f.Addr, d, class, why)
+	}
+	switch {
+	case d.kind == pvh:
+		return refuse(broker.ErrUnsupported, "x86 PVH guests cannot be given PCI functions by libxl; make it type=\"hvm\" or \"pv\"")
+	case d.kind != pv && d.kind != hvm:
+		return refuse(broker.ErrUnsupported, fmt.Sprintf("%.20q is no kind of domain that is known", d.kind))
+	case d.kind == pv && !cfg.Trusted:
+		return refuse(broker.ErrNotIsolated, "the kernel of a PV guest can keep registers of a function mapped that it has given back; if it is to be trusted, set trusted: true in the guest's configuration; else make it type=\"hvm\"")
+	case f.Addr.Domain > 0xffff:
+		return refuse(broker.ErrUnsupported, "libxl knows PCI domains of four digits only")
+	}
+	return nil
 }
 
 // iommuWorks says whether Xen has a working IOMMU. What was seen good is not asked for again: Xen

@@ -64,6 +64,7 @@ func TestIsolated(t *testing.T) {
 		{"xenfs not readable", func(_ *testing.T, x *xenfake.Xen) { x.Host.FailOn("/proc/xen/capabilities", syscall.EIO) }, "find out whether this is Xen's control domain"},
 		{"xenfs not mounted", func(_ *testing.T, x *xenfake.Xen) { x.Host.FailOn("/proc/xen/capabilities", syscall.ENOENT) }, "mount -t xenfs"},
 		{"no Xen", func(_ *testing.T, x *xenfake.Xen) { x.Host.FailOn("/sys/hypervisor/type", syscall.ENOENT) }, "not Xen's control domain"},
+		{"not trusted", func(_ *testing.T, x *xenfake.Xen) { x.Distrust() }, "set trusted: true"},
 		{"port not asked", func(_ *testing.T, x *xenfake.Xen) {
 			x.Host.FailOn("/sys/bus/pci/devices/0000:00:02.0/config", syscall.EACCES)
 		}, "0000:00:02.0 cannot be asked for access control services"},
@@ -71,11 +72,12 @@ func TestIsolated(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			virtual(t, xenfake.PV, func(t *testing.T, x *xenfake.Xen) {
+				g := x.Guest(t.Context(), t)
 				tt.spoil(t, x)
-				err := x.HV.Isolated(t.Context(), vf(x))
+				err := x.HV.Isolated(t.Context(), g, vf(x))
 				if tt.says == "" {
 					x.NoIOMMU() // which cannot be while it runs: it is not asked for again
-					err = errors.Join(err, x.HV.Isolated(t.Context(), vf(x)))
+					err = errors.Join(err, x.HV.Isolated(t.Context(), g, vf(x)))
 				}
 				if tt.says == "" && err == nil {
 					return
@@ -95,5 +97,5 @@ func TestIsolatedTopology(t *testing.T) {
 	h := xen.New(host, run, nil, nil, nil)
 	f := broker.Function{}
 	f.Addr.Bus, f.Addr.Device = 3, 0x10
-	refused(t, "isolated", h.Isolated(t.Context(), f), broker.ErrNotIsolated, "0000:00:02.0 has no access control services", f.Addr.String())
+	refused(t, "isolated", h.Isolated(t.Context(), broker.Guest{}, f), broker.ErrNotIsolated, "0000:00:02.0 has no access control services", f.Addr.String())
 }

@@ -39,6 +39,9 @@ func TestAttachRefused(t *testing.T) {
 				}
 				_, err := x.HV.Attach(t.Context(), g, f, lease)
 				refused(t, "attach", err, tt.class, append(tt.says, "g1")...)
+				if tt.spoil == nil { // it is the guest's kind, which is seen before anything is done
+					refused(t, "isolated", x.HV.Isolated(t.Context(), g, f), tt.class, append(tt.says, "g1")...)
+				}
 				synctest.Wait()
 				noRecords(t, x)
 			})

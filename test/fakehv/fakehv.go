@@ -271,8 +271,8 @@ func (h *Hypervisor) Lookup(ctx context.Context, id broker.GuestID) (broker.Gues
 }
 
 // Isolated implements broker.Hypervisor.
-func (h *Hypervisor) Isolated(ctx context.Context, f broker.Function) error {
-	return h.side.Isolated(ctx, f)
+func (h *Hypervisor) Isolated(ctx context.Context, g broker.Guest, f broker.Function) error {
+	return h.side.Isolated(ctx, g, f)
 }
 
 // Setting implements broker.Hypervisor.

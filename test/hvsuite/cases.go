@@ -48,7 +48,7 @@ func lookupPaused(t *testing.T, s *scene) {
 
 func prepare(t *testing.T, s *scene) {
 	f := s.Functions[0]
-	if err := s.Hypervisor.Isolated(s.ctx, f); err != nil {
+	if err := s.Hypervisor.Isolated(s.ctx, s.guest, f); err != nil {
 		t.Fatal(err)
 	}
 	s.prepare(t, f)
