@@ -151,7 +151,7 @@ func TestReplugged(t *testing.T) {
 	l := r.acquire("1", "a")
 	r.hv.Replug("a", l.Slot, "theirs")
 	_, err := r.Release(t.Context(), root, broker.ReleaseRequest{RequestID: "r", LeaseID: l.ID, Generation: l.Generation})
-	if !errors.Is(err, broker.ErrConflict) || !strings.Contains(err.Error(), "in slot theirs, where somebody else has attached it: detach it there") {
+	if !errors.Is(err, broker.ErrConflict) || !strings.Contains(err.Error(), "in slot theirs, which is not the broker's: detach it there") {
 		t.Errorf("release: %v", err)
 	}
 	if held := r.hv.Held("a"); len(held) != 1 {

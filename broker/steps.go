@@ -50,7 +50,10 @@ func (b *Broker) condition(ctx context.Context, l Lease, s StepName, tried bool)
 	}
 	switch s {
 	case StepIsolate:
-		if err := hv.Isolated(ctx, l.Guest, l.function()); err != nil {
+		switch err := hv.Isolated(ctx, l.Guest, l.function()); {
+		case errors.Is(err, ErrNotFound) && !b.vanished(l):
+			return ended, err
+		case err != nil:
 			return unseen, err
 		}
 		return asWanted, nil
@@ -125,8 +128,10 @@ func (b *Broker) attachmentIs(ctx context.Context, hv Hypervisor, l Lease) (cond
 		return asFree, nil
 	case held[i].Partial && l.State == Pending, held[i].Slot != l.slot() && l.State == Pending:
 		return between, nil
+	case held[i].Partial && l.State == Active:
+		return failed, fmt.Errorf("guest %s holds it in part: %w: somebody else began to detach it, and did not end; detach it, or restart the guest", l.Guest.ID, ErrGuestNotReady)
 	case held[i].Slot != l.slot() && l.State == Releasing:
-		return failed, fmt.Errorf("guest %s holds it in slot %s, where somebody else has attached it: detach it there: %w", l.Guest.ID, held[i].Slot, ErrConflict)
+		return failed, fmt.Errorf("guest %s holds it in slot %s, which is not the broker's: detach it there: %w", l.Guest.ID, held[i].Slot, ErrConflict)
 	}
 	return asWanted, nil
 }

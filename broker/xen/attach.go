@@ -74,18 +74,14 @@ func (h *Hypervisor) plug(ctx context.Context, l *line, addr pci.Addr, slot brok
 		return err
 	}
 	h.attaching(l, slot, addr)
-	began := held
 	defer func() {
-		h.idle(l, slot, func(s *slotState) {
-			s.attaching, s.taken, s.refused = false, s.taken || err != nil, err != nil && !began
-		})
+		h.idle(l, slot, func(s *slotState) { s.attaching, s.taken, s.told = false, s.taken || err != nil, err != nil })
 	}()
 	if !held {
-		if err = h.mayAdd(ctx, l, addr); err != nil {
-			return err
+		if err = h.mayAdd(ctx, l, addr); err == nil {
+			err = h.add(ctx, l, addr, slot)
 		}
-		began = true
-		if err = h.add(ctx, l, addr, slot); err != nil {
+		if err != nil {
 			return err
 		}
 	}

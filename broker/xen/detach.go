@@ -75,7 +75,7 @@ func (h *Hypervisor) detach(l *line, slot broker.Slot, addr pci.Addr) {
 		err = h.unplug(ctx, l, addr)
 		giveBack()
 	}
-	h.idle(l, slot, func(s *slotState) { s.detaching, s.taken, s.refused = false, err == nil, false }) // and the guard tells when it is gone
+	h.idle(l, slot, func(s *slotState) { s.detaching, s.taken, s.told = false, err == nil, false }) // and the guard tells when it is gone
 	if err == nil || errors.Is(err, errElsewhere) || errors.Is(err, broker.ErrNotFound) || h.ctx.Err() != nil {
 		return
 	}
@@ -111,7 +111,7 @@ func (h *Hypervisor) unplug(ctx context.Context, l *line, addr pci.Addr) error {
 
 // ask has the toolstack take a function from a domain. Not done: a PV guest has been asked, and has yet to answer.
 func (h *Hypervisor) ask(ctx context.Context, l *line, addr pci.Addr) (done bool, err error) {
-	toolErr := h.change(ctx, "pci-detach", strconv.Itoa(l.d.id), addr.String())
+	toolErr := h.change(ctx, l.d, "pci-detach", strconv.Itoa(l.d.id), addr.String())
 	ctx, cancel := context.WithTimeout(h.ctx, lookWait) // xl may have taken all the time that there was
 	defer cancel()
 	b, err := h.backend(ctx, l.d.id)
@@ -210,9 +210,11 @@ func (h *Hypervisor) reap(ctx context.Context, l *line, addr pci.Addr, toolErr e
 	if holds {
 		return fmt.Errorf("detach %s from %s: %w: %v", addr, l.d, errRefused, toolErr)
 	}
-	if err = h.change(ctx, "pci-detach", "-f", strconv.Itoa(l.d.id), addr.String()); err != nil {
+	if err = h.change(ctx, l.d, "pci-detach", "-f", strconv.Itoa(l.d.id), addr.String()); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(h.ctx, lookWait)
+	defer cancel()
 	b, err := h.backend(ctx, l.d.id)
 	if err == nil && b.find(addr) != nil {
 		err = fmt.Errorf("detach %s from %s: xl has forced it and xenstore %s still has it", addr, l.d, backendPath(l.d.id))

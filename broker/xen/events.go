@@ -95,7 +95,7 @@ func (h *Hypervisor) look(ctx context.Context, l *line) (doubt bool, err error) 
 		if !h.lose(l, slot, turn) {
 			return true, nil
 		}
-		if !state.refused {
+		if !state.told {
 			h.events.Publish(broker.Event{Kind: broker.EventDetached, Guest: l.d.guest, Slot: slot})
 		}
 		h.forget(l, slot)

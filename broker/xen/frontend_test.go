@@ -26,7 +26,6 @@ func TestNoFrontend(t *testing.T) {
 			t.Errorf("it took %s", took)
 		}
 		noNodes(t, x)
-		expect(t, events, detached(broker.SlotOf(lease)))
 		holds(t, x, g, map[broker.Slot]pci.Addr{})
 		restore(t, x, f)
 		quiet(t, x, events)

@@ -35,7 +35,7 @@ func (h *Hypervisor) add(ctx context.Context, l *line, addr pci.Addr, slot broke
 		return err
 	}
 	touched, err := h.watchMark(ctx, addr, func() error {
-		return h.change(ctx, "pci-attach", strconv.Itoa(l.d.id), addr.String())
+		return h.change(ctx, l.d, "pci-attach", strconv.Itoa(l.d.id), addr.String())
 	})
 	if err == nil {
 		return nil

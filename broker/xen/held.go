@@ -113,6 +113,14 @@ func (h *Hypervisor) checkGone(ctx context.Context, l *line, slots map[broker.Sl
 	if lost {
 		return fmt.Errorf("%s: %w: it has just lost a function, as a domain does that is being destroyed", l.d, broker.ErrGuestNotReady)
 	}
+	if len(missing) == 0 {
+		return nil
+	}
+	now, cancel := context.WithCancel(ctx)
+	cancel()
+	if err := h.settled(now, Place(l.d.id)); err != nil { // it may be about to give one of them
+		return fmt.Errorf("%s: %w: %w", l.d, broker.ErrGuestNotReady, err)
+	}
 	for _, slot := range missing {
 		h.forget(l, slot)
 	}

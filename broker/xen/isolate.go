@@ -104,7 +104,7 @@ func (h *Hypervisor) iommuWorks(ctx context.Context) (bool, error) {
 	if known {
 		return true, nil
 	}
-	caps, err := VirtCaps(ctx, h.xl)
+	caps, err := VirtCaps(ctx, h.tools)
 	if err != nil {
 		return false, err
 	}
@@ -116,8 +116,8 @@ func (h *Hypervisor) iommuWorks(ctx context.Context) (bool, error) {
 }
 
 // VirtCaps is what Xen can virtualise on this machine, as xl info has it (virt_caps).
-func VirtCaps(ctx context.Context, xl Runner) ([]string, error) {
-	out, err := xl(ctx, "info")
+func VirtCaps(ctx context.Context, tools Toolstack) ([]string, error) {
+	out, err := tools.Run(ctx, nil, "info")
 	if err != nil {
 		return nil, err
 	}

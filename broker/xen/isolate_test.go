@@ -3,6 +3,7 @@ package xen_test
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -88,13 +89,19 @@ func TestIsolated(t *testing.T) {
 	}
 }
 
+// hasIOMMU is a toolstack that says so, whatever it is asked.
+type hasIOMMU struct{ xen.Toolstack }
+
+func (hasIOMMU) Run(context.Context, io.Closer, ...string) ([]byte, error) {
+	return []byte("virt_caps : hvm hvm_directio\n"), nil
+}
+
 // TestIsolatedTopology refuses a function below a port without access control services.
 func TestIsolatedTopology(t *testing.T) {
 	t.Parallel()
 	host := fakehost.New(t, "no-acs")
 	host.Xen()
-	run := func(context.Context, ...string) ([]byte, error) { return []byte("virt_caps : hvm hvm_directio\n"), nil }
-	h := xen.New(host, run, nil, nil, nil)
+	h := xen.New(host, hasIOMMU{}, nil, nil, nil)
 	f := broker.Function{}
 	f.Addr.Bus, f.Addr.Device = 3, 0x10
 	refused(t, "isolated", h.Isolated(t.Context(), broker.Guest{}, f), broker.ErrNotIsolated, "0000:00:02.0 has no access control services", f.Addr.String())

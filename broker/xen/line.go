@@ -28,7 +28,7 @@ type slotState struct {
 	addr                 pci.Addr
 	attaching, detaching bool      // by the toolstack
 	taken                bool      // by us: when the domain does not have it, that is why
-	refused              bool      // an attach was, before anything was done, and whoever asked for it was told
+	told                 bool      // whoever asked for it knows that the attach has failed: that is no event
 	missed               time.Time // when it was first seen that the domain does not have it
 }
 
@@ -107,7 +107,7 @@ func (h *Hypervisor) attaching(l *line, slot broker.Slot, addr pci.Addr) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := h.state(l, slot, addr)
-	s.attaching, s.taken, s.refused, s.missed = true, false, false, time.Time{}
+	s.attaching, s.taken, s.told, s.missed = true, false, false, time.Time{}
 	l.turns++
 }
 

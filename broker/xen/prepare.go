@@ -21,8 +21,11 @@ import (
 // holds: that is the last thing that xl pci-detach does.
 const closeWait = 2 * time.Second
 
-// Setting is the function's driver. A domain needs no device node.
-func (h *Hypervisor) Setting(_ context.Context, f broker.Function) (broker.Setting, error) {
+// Setting is the function's driver, when no xl is about to change it. A domain needs no device node.
+func (h *Hypervisor) Setting(ctx context.Context, f broker.Function) (broker.Setting, error) {
+	if err := h.settled(ctx, placeOf(f.Addr)); err != nil {
+		return broker.Setting{}, h.hostError(f.Addr, err)
+	}
 	s, err := h.setting(f.Addr)
 	return s, h.hostError(f.Addr, err)
 }
@@ -69,23 +72,21 @@ func (h *Hypervisor) prepare(ctx context.Context, addr pci.Addr, want broker.Set
 	if want.Driver != driver {
 		return h.store.Update(ctx, func(tx *xenstore.Tx) error { return sweep(tx, path.Dir(markPath(addr))) }) // libxl leaves it, empty
 	}
-	_, err = h.xl(ctx, "pci-assignable-add", addr.String())
-	return err
+	return h.assignable(ctx, "pci-assignable-add", addr)
 }
 
 // unquarantine gives a function back to the control domain and takes it from pciback. xl refuses
 // one that is not in quarantine, as after an xl that was stopped in between, so that it is put there
 // once more; Xen refuses that when a domain has it.
 func (h *Hypervisor) unquarantine(ctx context.Context, addr pci.Addr) error {
-	_, err := h.xl(ctx, "pci-assignable-remove", addr.String())
+	err := h.assignable(ctx, "pci-assignable-remove", addr)
 	if !refused(err) {
 		return err
 	}
-	if _, again := h.xl(ctx, "pci-assignable-add", addr.String()); again != nil {
+	if again := h.assignable(ctx, "pci-assignable-add", addr); again != nil {
 		return fmt.Errorf("%w; and it cannot be quarantined anew: %w", err, again)
 	}
-	_, err = h.xl(ctx, "pci-assignable-remove", addr.String())
-	return err
+	return h.assignable(ctx, "pci-assignable-remove", addr)
 }
 
 // awaitFree says who holds a function, "" for nobody. The toolstack's mark on it may be about to go.

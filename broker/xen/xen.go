@@ -27,7 +27,7 @@ import (
 // Hypervisor is the Xen guests of a host.
 type Hypervisor struct {
 	fs     sysfs.FS
-	xl     Runner
+	tools  Toolstack
 	store  *xenstore.Client
 	guests func(broker.GuestID) (broker.GuestConfig, error)
 	log    *slog.Logger
@@ -49,11 +49,11 @@ var _ broker.Hypervisor = (*Hypervisor)(nil)
 
 // New returns the Xen guests of the host whose tree is fs. The guests function is the
 // configuration; its error for an unknown guest should be broker.ErrNotFound. No log: nothing is logged.
-func New(fs sysfs.FS, xl Runner, store *xenstore.Client, guests func(broker.GuestID) (broker.GuestConfig, error), log *slog.Logger) *Hypervisor {
+func New(fs sysfs.FS, tools Toolstack, store *xenstore.Client, guests func(broker.GuestID) (broker.GuestConfig, error), log *slog.Logger) *Hypervisor {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	h := &Hypervisor{fs: fs, xl: xl, store: store, guests: guests, log: log, events: broker.NewHub(), lines: map[string]*line{}}
+	h := &Hypervisor{fs: fs, tools: tools, store: store, guests: guests, log: log, events: broker.NewHub(), lines: map[string]*line{}}
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	return h
 }

@@ -40,7 +40,7 @@ func (d *doctor) xen(ctx context.Context) {
 
 // toolstack asks xl what the hypervisor can do.
 func (d *doctor) toolstack(ctx context.Context) {
-	caps, err := xen.VirtCaps(ctx, xen.Toolstack())
+	caps, err := xen.VirtCaps(ctx, xen.HostTools())
 	switch {
 	case err != nil:
 		d.say(fail, "toolstack", "xl", oneLine(err.Error()), "run as root; start xenstored and xen-init-dom0")

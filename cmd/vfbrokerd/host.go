@@ -90,7 +90,7 @@ func openHypervisors(ctx context.Context, fs sysfs.FS, c *config, log *slog.Logg
 	if _, err := store.List(soon, "/local/domain"); err != nil {
 		log.Warn("xenstored does not answer; no function can be lent before it does", "err", err)
 	}
-	hv := xen.New(fs, xen.Toolstack(), store, c.guest, log)
+	hv := xen.New(fs, xen.HostTools(), store, c.guest, log)
 	end = func() error {
 		hv.Close()
 		return store.Close()

@@ -7,6 +7,7 @@ package fakehv
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -272,6 +273,11 @@ func (h *Hypervisor) Lookup(ctx context.Context, id broker.GuestID) (broker.Gues
 
 // Isolated implements broker.Hypervisor.
 func (h *Hypervisor) Isolated(ctx context.Context, g broker.Guest, f broker.Function) error {
+	now, cancel := context.WithCancel(ctx)
+	cancel() // not of one that hangs
+	if _, err := h.find(now, g.ID, g.Incarnation); errors.Is(err, broker.ErrNotFound) {
+		return err
+	}
 	return h.side.Isolated(ctx, g, f)
 }
 

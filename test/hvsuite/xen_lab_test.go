@@ -45,7 +45,7 @@ func newDom0(t *testing.T, kind string) *dom0 {
 	}
 	d := &dom0{kind: kind}
 	store := xen.Store(fs)
-	d.xen = xen.New(fs, xen.Toolstack(), store, d.config, nil)
+	d.xen = xen.New(fs, xen.HostTools(), store, d.config, nil)
 	t.Cleanup(func() {
 		d.xen.Close()
 		if err := store.Close(); err != nil {

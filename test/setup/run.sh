@@ -106,7 +106,7 @@ xen_no_iommu() {
 }
 flags="-test.v -test.timeout 10m -test.run"
 
-# two_at_a_time JOB...: runs commands. An emulated host under the deterministic clock uses one CPU.
+# two_at_a_time JOB...: runs commands. An emulated host takes one CPU, most of the time.
 two_at_a_time() {
 	local job running=0
 	for job in "$@"; do
@@ -132,13 +132,14 @@ failures() {
 		/^panic: / { print name ": " $0 }
 		now != "" { said[now, count[now]++ % most] = "  " substr($0, 1, 300) }
 		END {
+			if (!n) exit 1 # it failed for another reason
 			for (i = 1; i <= n; i++) {
 				test = order[i]
 				if (!count[test]) continue # a part of it has failed
 				print name ": " test
 				for (j = count[test] > most ? count[test] - most : 0; j < count[test]; j++) print said[test, j % most]
 			}
-		}' "$logs/$1.log"
+		}' "$logs/$1.log" || tail -n 10 "$logs/$1.log" | sed "s/^/$1: /"
 }
 
 finish() {
@@ -152,7 +153,7 @@ finish() {
 		passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
 	done
 	for name in $broken; do
-		[ ! -e "$logs/$name.log" ] || failures "$name" | head -n 40
+		[ ! -e "$logs/$name.log" ] || failures "$name" | sed -n 1,40p
 	done
 	printf '%d passed, %d failed, %d skipped\n' $passed $failed $skipped
 	[ $failed -eq 0 ]

@@ -34,7 +34,7 @@ func (x *Xen) Start(t testing.TB) {
 	t.Helper()
 	x.mu.Lock()
 	x.last++
-	d := &domain{id: x.last, name: Domain, kind: x.kind, front: x.front, context: !x.plain, turn: make(chan struct{}, 1),
+	d := &domain{id: x.last, name: Domain, kind: x.kind, front: x.front, context: !x.plain,
 		exported: map[pci.Addr]bool{}, seen: map[pci.Addr]bool{}, qemu: map[pci.Addr]bool{}}
 	x.mu.Unlock()
 	const vm = "/vm/" + uuid
@@ -107,8 +107,9 @@ func (x *Xen) Kill(t testing.TB) {
 	x.Store.Fire("@releaseDomain")
 }
 
-// Restart is what xl does for on_reboot="restart": it destroys the domain and makes it anew, with the function that it had.
-func (x *Xen) Restart(t testing.TB) {
+// Restart is what xl does for on_reboot="restart": it destroys the domain, waits, and makes it anew, with the functions
+// that it had (create_domain in tools/xl/xl_vmcontrol.c). One that is not assignable then is an error, as it ends the creation.
+func (x *Xen) Restart(t testing.TB) error {
 	t.Helper()
 	d := x.guest()
 	x.mu.Lock()
@@ -116,12 +117,15 @@ func (x *Xen) Restart(t testing.TB) {
 	x.mu.Unlock()
 	held = slices.DeleteFunc(held, func(addr pci.Addr) bool { n, _ := x.find(d, addr); return n < 0 })
 	x.Kill(t)
+	time.Sleep(2 * time.Second)
 	x.Start(t)
 	for _, addr := range held {
 		if err := x.attach(context.WithoutCancel(t.Context()), x.guest(), addr); err != nil {
-			t.Errorf("attach %s to the new domain: %v", addr, err)
+			x.Kill(t)
+			return err
 		}
 	}
+	return nil
 }
 
 // Crash ends the guest as Xen sees it, while the toolstack leaves it as it is (on_crash="preserve").

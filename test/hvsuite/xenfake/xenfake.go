@@ -57,9 +57,10 @@ type Xen struct {
 	last    int              // domain id
 	owner   map[pci.Addr]int // whose Xen has a function for, dom0 if not here
 	runs    []string         // of xl
-	hung    chan struct{}    // closed: xl answers
-	failing map[string]int   // how often each of xl's commands is yet to fail, before it does anything
-	front   frontend         // of guests that start from now on
+	turns   map[xen.Place]chan struct{}
+	hung    chan struct{}  // closed: xl answers
+	failing map[string]int // how often each of xl's commands is yet to fail, before it does anything
+	front   frontend       // of guests that start from now on
 
 	plain      bool                      // guests that start from now on have no IOMMU context
 	access     map[pci.Addr]map[int]bool // which guests Xen lets at a function's memory
@@ -78,7 +79,6 @@ type domain struct {
 	seen                map[pci.Addr]bool // by the guest
 	qemu                map[pci.Addr]bool // plugged into an HVM guest's QEMU; true: it was asked to let go
 	stirred             bool              // something has changed
-	turn                chan struct{}     // held by an xl that changes what it has
 }
 
 // frontend is how a guest answers.
@@ -100,7 +100,7 @@ func New(t testing.TB, kind string) *Xen {
 	x := &Xen{
 		Host: fakehost.New(t, "igb-pair"), Store: xsfake.New(t), ID: "g1", t: t, kind: kind, xenInfo: info,
 		domains: map[int]*domain{}, owner: map[pci.Addr]int{}, hung: make(chan struct{}), failing: map[string]int{},
-		access: map[pci.Addr]map[int]bool{},
+		access: map[pci.Addr]map[int]bool{}, turns: map[xen.Place]chan struct{}{},
 	}
 	close(x.hung)
 	pf := pci.Addr{Bus: 1}
@@ -133,7 +133,7 @@ func (x *Xen) Renew(t testing.TB) {
 	t.Helper()
 	x.close(t)
 	x.ours = xenstore.New(x.Store.Dial)
-	x.HV = xen.New(x.Host, x.XL, x.ours, x.config, nil)
+	x.HV = xen.New(x.Host, x, x.ours, x.config, nil)
 	t.Cleanup(func() { x.close(t) })
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path"
 	"slices"
@@ -25,8 +26,55 @@ type failure string
 
 func (f failure) Error() string { return string(f) }
 
-// XL is the toolstack's xl, a xen.Runner.
+// XL is xl as somebody else runs it.
 func (x *Xen) XL(ctx context.Context, args ...string) ([]byte, error) {
+	return x.Run(ctx, nil, args...)
+}
+
+// turn is a xen.Toolstack's. It ends when it is closed and no xl that was run in it goes on.
+type turn struct {
+	x     *Xen
+	at    xen.Place
+	users int // guarded by x.mu
+}
+
+func (u *turn) Close() error {
+	u.x.mu.Lock()
+	defer u.x.mu.Unlock()
+	if u.users--; u.users == 0 {
+		<-u.x.turns[u.at]
+	}
+	return nil
+}
+
+// Turn implements xen.Toolstack.
+func (x *Xen) Turn(ctx context.Context, at xen.Place) (io.Closer, error) {
+	x.mu.Lock()
+	if x.turns[at] == nil {
+		x.turns[at] = make(chan struct{}, 1)
+	}
+	place := x.turns[at]
+	x.mu.Unlock()
+	select {
+	case place <- struct{}{}:
+	default:
+		select {
+		case place <- struct{}{}:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", xen.ErrBusy, context.Cause(ctx))
+		}
+	}
+	return &turn{x: x, at: at, users: 1}, nil
+}
+
+// Run implements xen.Toolstack.
+func (x *Xen) Run(ctx context.Context, in io.Closer, args ...string) ([]byte, error) {
+	if u, ok := in.(*turn); ok {
+		x.mu.Lock()
+		u.users++
+		x.mu.Unlock()
+		defer u.Close()
+	}
 	out, err := x.run(ctx, args)
 	var failed failure
 	switch {
@@ -69,7 +117,7 @@ func (x *Xen) run(ctx context.Context, args []string) (string, error) {
 	case "pci-assignable-add":
 		return "", x.assignableAdd(ctx, x.addr(args[1]))
 	case "pci-assignable-remove":
-		return "", x.assignableRemove(x.addr(args[1]))
+		return "", x.assignableRemove(ctx, x.addr(args[1]))
 	}
 	id, err := strconv.Atoi(args[1])
 	x.mu.Lock()
@@ -80,12 +128,6 @@ func (x *Xen) run(ctx context.Context, args []string) (string, error) {
 		return "", failure(args[1] + " is an invalid domain identifier (rc=-6)")
 	case args[0] == "qemu-monitor-command" && args[2] == "info pci":
 		return x.infoPCI(d), nil
-	}
-	select { // xls of one daemon and of the next take turns
-	case d.turn <- struct{}{}:
-		defer func() { <-d.turn }()
-	case <-ctx.Done():
-		return "", ctx.Err()
 	}
 	switch args[0] {
 	case "pci-attach":
@@ -226,6 +268,9 @@ func (x *Xen) deassign(d *domain, addr pci.Addr) {
 
 // assignableAdd is libxl__device_pci_assignable_add.
 func (x *Xen) assignableAdd(ctx context.Context, addr pci.Addr) error {
+	if err := x.between(ctx); err != nil {
+		return err
+	}
 	if !x.isPciback(addr) {
 		host, dir := x.Host.Behind(), "/sys/bus/pci/drivers/pciback"
 		driver, _, err := iommu.Driver(host, addr)
@@ -250,7 +295,10 @@ func (x *Xen) assignableAdd(ctx context.Context, addr pci.Addr) error {
 }
 
 // assignableRemove is libxl__device_pci_assignable_remove without a driver to bind again.
-func (x *Xen) assignableRemove(addr pci.Addr) error {
+func (x *Xen) assignableRemove(ctx context.Context, addr pci.Addr) error {
+	if err := x.between(ctx); err != nil {
+		return err
+	}
 	x.mu.Lock()
 	quarantined := x.owner[addr] == domIO
 	if quarantined {
@@ -259,6 +307,9 @@ func (x *Xen) assignableRemove(addr pci.Addr) error {
 	x.mu.Unlock()
 	if !quarantined {
 		return failure("failed to de-quarantine " + addr.String())
+	}
+	if err := x.between(ctx); err != nil {
+		return err
 	}
 	if !x.isPciback(addr) {
 		return nil
@@ -288,6 +339,9 @@ func (x *Xen) attach(ctx context.Context, d *domain, addr pci.Addr) error {
 	}
 	if marked, err := x.tools.Read(ctx, mark(addr)); err == nil || !x.isPciback(addr) {
 		return failure(fmt.Sprintf("Domain %d:PCI device %s is not assignable%.0s", d.id, addr, marked))
+	}
+	if err := x.between(ctx); err != nil {
+		return err
 	}
 	if err := x.tools.Write(ctx, mark(addr), strconv.Itoa(d.id)); err != nil {
 		return err
