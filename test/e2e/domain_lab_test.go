@@ -14,12 +14,16 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// startDomain: domain NAME KIND LINES… starts a Xen guest, of which LINES are more lines of its xl file. It has Linux and
+// startDomain: domain [-nowait] NAME KIND LINES… starts a Xen guest, of which LINES are more lines of its xl file. It has Linux and
 // busybox and loads no module, so that a PV guest is one without a PCI frontend; an HVM guest's kernel plugs devices by itself.
-// It returns when the guest is up.
+// It returns when the guest is up, unless that does not matter.
 func startDomain(ts *testscript.TestScript, neg bool, args []string) {
+	nowait := len(args) > 0 && args[0] == "-nowait"
+	if nowait {
+		args = args[1:]
+	}
 	if neg || len(args) < 2 {
-		ts.Fatalf("usage: domain NAME KIND LINES…")
+		ts.Fatalf("usage: domain [-nowait] NAME KIND LINES…")
 	}
 	ts.Check(os.MkdirAll(ts.MkAbs("run"), 0o755))
 	ramdisk := ts.MkAbs("run/initrd.img")
@@ -47,6 +51,9 @@ func startDomain(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("start domain %s: %v: %s", name, err, out)
 	}
 	ts.Defer(func() { _ = exec.Command("xl", "destroy", name).Run() }) // it may have ended
+	if nowait {
+		return
+	}
 	console := "/var/log/xen/console/guest-" + name + ".log"
 	for begin := time.Now(); ; time.Sleep(100 * time.Millisecond) {
 		text, err := os.ReadFile(console) // xenconsoled makes it
