@@ -106,7 +106,7 @@ func TestTurns(t *testing.T) {
 	if _, err := xl.Turn(now, 3); !errors.Is(err, ErrBusy) {
 		t.Errorf("a second turn at the same domain: %v, want %v", err, ErrBusy)
 	}
-	for _, at := range []Place{4, placeOf(pci.Addr{Bus: 3}), placeOf(pci.Addr{Domain: 0xffffffff, Bus: 0xff, Device: 31, Function: 7})} {
+	for _, at := range []Place{4, PlaceOf(pci.Addr{Bus: 3}), PlaceOf(pci.Addr{Domain: 0xffffffff, Bus: 0xff, Device: 31, Function: 7})} {
 		turn, err := xl.Turn(now, at)
 		if err != nil {
 			t.Fatalf("a turn at place %d: %v", at, err)

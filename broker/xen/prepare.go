@@ -23,7 +23,7 @@ const closeWait = 2 * time.Second
 
 // Setting is the function's driver, when no xl is about to change it. A domain needs no device node.
 func (h *Hypervisor) Setting(ctx context.Context, f broker.Function) (broker.Setting, error) {
-	if err := h.settled(ctx, placeOf(f.Addr)); err != nil {
+	if err := h.settled(ctx, PlaceOf(f.Addr)); err != nil {
 		return broker.Setting{}, h.hostError(f.Addr, err)
 	}
 	s, err := h.setting(f.Addr)

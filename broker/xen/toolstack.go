@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vfbroker/broker"
 	"vfbroker/sriov/pci"
 )
 
@@ -31,8 +32,8 @@ type Toolstack interface {
 // Place is what xls work on one at a time: a domain, by its id, or a function.
 type Place int64
 
-// placeOf is where a function is made assignable; domains' ids are below (DOMID_MASK in xen/include/public/xen.h).
-func placeOf(f pci.Addr) Place {
+// PlaceOf is where a function is made assignable; domains' ids are below (DOMID_MASK in xen/include/public/xen.h).
+func PlaceOf(f pci.Addr) Place {
 	return 1<<48 | Place(f.Domain)<<16 | Place(f.Bus)<<8 | Place(f.Device)<<3 | Place(f.Function)
 }
 
@@ -190,6 +191,9 @@ func (h *Hypervisor) change(ctx context.Context, d domain, args ...string) error
 	waiting, cancel := context.WithTimeout(ctx, turnWait)
 	defer cancel()
 	turn, err := h.tools.Turn(waiting, Place(d.id))
+	if errors.Is(err, ErrBusy) {
+		err = fmt.Errorf("%w: %w", broker.ErrGuestNotReady, err)
+	}
 	if err != nil {
 		return fmt.Errorf("xl %s: %w: %s: %w", strings.Join(args, " "), errNotBegun, d, err)
 	}
@@ -202,7 +206,7 @@ func (h *Hypervisor) change(ctx context.Context, d domain, args ...string) error
 
 // assignable runs xl pci-assignable-add or -remove.
 func (h *Hypervisor) assignable(ctx context.Context, what string, f pci.Addr) error {
-	turn, err := h.tools.Turn(ctx, placeOf(f))
+	turn, err := h.tools.Turn(ctx, PlaceOf(f))
 	if err != nil {
 		return fmt.Errorf("xl %s %s: %w: %w", what, f, errNotBegun, err)
 	}

@@ -3,9 +3,11 @@ package xen_test
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"vfbroker/broker"
+	"vfbroker/broker/xen"
 	"vfbroker/sriov/pci"
 	"vfbroker/test/hvsuite/xenfake"
 )
@@ -166,4 +168,44 @@ func TestAttachedByXL(t *testing.T) {
 			quiet(t, x, events)
 		})
 	}
+}
+
+// TestTurnIsTaken has an xl that a daemon before left behind work on the domain, and then on the function.
+func TestTurnIsTaken(t *testing.T) {
+	t.Parallel()
+	virtual(t, xenfake.PV, func(t *testing.T, x *xenfake.Xen) {
+		f := x.VFs[0]
+		g := x.Guest(t.Context(), t, f)
+		left, err := x.Turn(t.Context(), 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = x.HV.Attach(t.Context(), g, f, lease)
+		refused(t, "attach", err, broker.ErrGuestNotReady, "g1", "xl was not run", "another xl still works on it")
+		if n := asked(x, "pci-attach"); n != 0 {
+			t.Errorf("xl was asked %d times, want 0", n)
+		}
+		synctest.Wait()
+		noRecords(t, x)
+		note := "/libxl/1/vfbroker/" + string(broker.SlotOf(lease))
+		x.Store.Set(note, f.Addr.String()) // of the daemon before
+		_, err = x.HV.Attached(t.Context(), g)
+		refused(t, "list", err, broker.ErrGuestNotReady, "g1", "another xl still works on it")
+		left.Close()
+		holds(t, x, g, map[broker.Slot]pci.Addr{})
+		if _, there := x.Store.Get(note); there {
+			t.Errorf("%s is left", note)
+		}
+
+		left, err = x.Turn(t.Context(), xen.PlaceOf(f.Addr))
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(3*time.Second, func() { left.Close() })
+		began := time.Now()
+		if s, err := x.HV.Setting(t.Context(), f); err != nil || s != xenfake.Want || time.Since(began) != 3*time.Second {
+			t.Errorf("setting %+v, %v, after %s", s, err, time.Since(began))
+		}
+		attach(t, x, g, f)
+	})
 }
