@@ -146,9 +146,9 @@ func (d *Domain) boot(ctx context.Context) error {
 	return announce(d.cfg, d.announcement())
 }
 
-// announcement is the broker's file of the guest.
+// announcement is the broker's file of the guest, which never comes back.
 func (d *Domain) announcement() string {
-	return fmt.Sprintf("target: xen\ndomain: %s\ntrusted: true\nowner_uid: %d\nshim: true\n", d.name, d.cfg.OwnerUID)
+	return fmt.Sprintf("target: xen\ndomain: %s\ntrusted: true\nowner_uid: %d\nshim: true\non_restart: end\n", d.name, d.cfg.OwnerUID)
 }
 
 // description is the domain's, as xl.cfg(5) has it.

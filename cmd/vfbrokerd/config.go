@@ -55,7 +55,7 @@ type guestConfig struct {
 	OwnerUID int           `yaml:"owner_uid"` // the user that may lend to it, beside root
 	Shim     bool          `yaml:"shim"`      // readiness is asked of the guest's shim
 
-	// OnRestart says whether its leases end with it ("end", the default), or wait for it to come back ("keep").
+	// OnRestart says whether its leases end with it ("end", the default for kvm), or wait for it to come back ("keep", the default for xen).
 	OnRestart string `yaml:"on_restart"`
 }
 

@@ -57,7 +57,7 @@ func TestGuestsDirectory(t *testing.T) {
 	writeFile(t, filepath.Join(dir, "unknown.yaml"), good+"mem: 4\n", 0o600)
 	writeFile(t, filepath.Join(dir, "target.yaml"), "target: vmware\nqmp: /run/g.qmp\n", 0o600)
 	for name, text := range map[string]string{
-		"xen": "domain: web 1\ntrusted: true\nowner_uid: 1000\n", "xenown": "", "xenqmp": "qmp: /run/g.qmp\n", "xencid": "cid: 7\n",
+		"xen": "domain: web 1\ntrusted: true\nowner_uid: 1000\n", "xenown": "", "xenended": "on_restart: end\n", "xenqmp": "qmp: /run/g.qmp\n", "xencid": "cid: 7\n",
 		"xen0": "domain: Domain-0\n", "xenname": "domain: \"a\\nb\"\n", "xenspace": "domain: \" a\"\n",
 	} {
 		writeFile(t, filepath.Join(dir, name+".yaml"), "target: xen\n"+text, 0o600)
@@ -112,11 +112,11 @@ func TestGuestsDirectory(t *testing.T) {
 		t.Errorf("guest %+v, %v, want %+v", got, err, want)
 	}
 	got, err = c.guest("xen")
-	want = broker.GuestConfig{ID: "xen", Target: broker.Xen, Domain: "web 1", Trusted: true, OwnerUID: 1000}
+	want = broker.GuestConfig{ID: "xen", Target: broker.Xen, Domain: "web 1", Trusted: true, OwnerUID: 1000, Keep: true}
 	if err != nil || got != want {
 		t.Errorf("guest %+v, %v, want %+v", got, err, want)
 	}
-	for id, keep := range map[broker.GuestID]bool{"good": false, "ended": false, "kept": true} {
+	for id, keep := range map[broker.GuestID]bool{"good": false, "ended": false, "kept": true, "xenown": true, "xenended": false} {
 		if got, err := c.guest(id); err != nil || got.Keep != keep {
 			t.Errorf("guest %s keeps its leases: %v, %v, want %v", id, got.Keep, err, keep)
 		}

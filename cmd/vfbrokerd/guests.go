@@ -115,7 +115,13 @@ func (c *config) guest(id broker.GuestID) (broker.GuestConfig, error) {
 		}
 	}
 	return broker.GuestConfig{ID: id, Target: g.Target, QMP: g.QMP, CID: g.CID, Domain: g.Domain, Trusted: g.Trusted, OwnerUID: g.OwnerUID, Shim: g.Shim,
-		Keep: g.OnRestart == restartKeep}, nil
+		Keep: g.keeps()}, nil
+}
+
+// keeps says whether the guest's leases wait for it when it restarts. On Xen a reboot is a new domain, which xl gives what the
+// old one had; a KVM guest's QEMU stays over a reboot.
+func (g guestConfig) keeps() bool {
+	return g.OnRestart == restartKeep || g.OnRestart == "" && g.Target == broker.Xen
 }
 
 // maxListed is how many files of the guests directory are listed.
