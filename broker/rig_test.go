@@ -100,12 +100,15 @@ func (r *rig) release(l broker.Lease) broker.Lease {
 	return l
 }
 
-// function returns a VF of the PF as the inventory shows it.
+// function returns a VF of the PF as the inventory shows it, the zero value if it does not.
 func (r *rig) function(index int) broker.VFView {
 	r.t.Helper()
 	pfs, _, err := r.Inventory(root, r.pf, broker.Page{})
 	if err != nil {
 		r.t.Fatal(err)
+	}
+	if index >= len(pfs[0].VFs) {
+		return broker.VFView{}
 	}
 	return pfs[0].VFs[index]
 }

@@ -163,11 +163,11 @@ func (h *Hypervisor) Vanish(addr pci.Addr) {
 			}
 		}
 	}
-	h.mu.Unlock()
 	if len(lost) > 0 {
 		h.host.Hold(addr, false)
 	}
 	h.host.Remove(addr)
+	h.mu.Unlock() // nobody sees the one without the other
 	for _, e := range lost {
 		h.send(e)
 	}
