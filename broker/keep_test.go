@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -147,17 +148,52 @@ func TestAskWhileTheGuestIsAway(t *testing.T) {
 // What somebody else has plugged into the guest is not unplugged, and not lent to anybody before it is gone.
 func TestReplugged(t *testing.T) {
 	t.Parallel()
+	for _, restarted := range []bool{false, true} {
+		t.Run(fmt.Sprintf("restarted %v", restarted), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, keepGuests, func(r *rig) { r.options.Limits.Retry = time.Hour }) // the lease is not given again
+			l := r.acquire("1", "a")
+			if restarted {
+				r.hv.End("a")
+				r.await(l, broker.Pending)
+				r.hv.Start("a")
+			}
+			r.hv.Plug("a", "theirs", l.Addr)
+			release := broker.ReleaseRequest{RequestID: "r", LeaseID: l.ID, Generation: l.Generation}
+			r.until("the release is told", func() bool { // at the second look, which another release asks for
+				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+				defer cancel()
+				_, err := r.Release(ctx, root, release)
+				if err == nil {
+					t.Fatal("it was released from under the guest")
+				}
+				return errors.Is(err, broker.ErrConflict) && strings.Contains(err.Error(), "in slot theirs, which is not the broker's: detach it there")
+			})
+			if held := r.hv.Held("a"); len(held) != 1 {
+				t.Errorf("the guest holds %v, want %s", held, l.Addr)
+			}
+			r.hv.End("a")
+			if _, err := r.Release(t.Context(), root, release); err != nil {
+				t.Error(err)
+			}
+			r.await(l, broker.Closed)
+			r.pristine()
+		})
+	}
+}
+
+// What a guest holds in part is looked at until it holds it no more, or again.
+func TestHeldInPart(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	l := r.acquire("1", "a")
-	r.hv.Replug("a", l.Slot, "theirs")
-	_, err := r.Release(t.Context(), root, broker.ReleaseRequest{RequestID: "r", LeaseID: l.ID, Generation: l.Generation})
-	if !errors.Is(err, broker.ErrConflict) || !strings.Contains(err.Error(), "in slot theirs, which is not the broker's: detach it there") {
-		t.Errorf("release: %v", err)
+	r.hv.Half("a", l.Slot)
+	r.restart()
+	time.Sleep(20 * time.Millisecond) // several tries
+	if got, err := r.Lease(root, l.ID); err != nil || got.State != broker.Active {
+		t.Errorf("meanwhile: %+v, %v", got, err)
 	}
-	if held := r.hv.Held("a"); len(held) != 1 {
-		t.Errorf("the guest holds %v, want %s", held, l.Addr)
-	}
-	r.hv.End("a")
+	r.hv.Take("a") // without an event
 	r.await(l, broker.Closed)
 	r.pristine()
 }

@@ -13,7 +13,11 @@ import (
 
 // look sees how a step stands on the host. It changes nothing.
 func (b *Broker) look(ctx context.Context, l Lease, s StepName, tried bool) observation {
-	ctx, cancel := context.WithTimeout(ctx, b.limits.Look)
+	limit := b.limits.Look
+	if s == StepBind { // what another daemon began there is waited for
+		limit = b.limits.Step
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if s == StepGuest {
 		return b.lookForGuest(ctx, l)
@@ -112,8 +116,8 @@ func (b *Broker) attributesAre(ctx context.Context, l Lease, tried bool) (condit
 
 // attachmentIs asks the hypervisor whether the guest holds the function.
 func (b *Broker) attachmentIs(ctx context.Context, hv Hypervisor, l Lease) (condition, error) {
-	if l.Guest.Incarnation == "" { // it ended, and is not back
-		return ended, fmt.Errorf("guest %s: it has ended: %w", l.Guest.ID, ErrNotFound)
+	if l.Guest.Incarnation == "" {
+		return b.backWith(ctx, hv, l)
 	}
 	held, err := hv.Attached(ctx, l.Guest)
 	switch {
@@ -129,11 +133,28 @@ func (b *Broker) attachmentIs(ctx context.Context, hv Hypervisor, l Lease) (cond
 	case held[i].Partial && l.State == Pending, held[i].Slot != l.slot() && l.State == Pending:
 		return between, nil
 	case held[i].Partial && l.State == Active:
-		return failed, fmt.Errorf("guest %s holds it in part: %w: somebody else began to detach it, and did not end; detach it, or restart the guest", l.Guest.ID, ErrGuestNotReady)
+		return failed, fmt.Errorf("guest %s holds it in part: %w: a detach was begun, and did not end; detach it, or restart the guest", l.Guest.ID, ErrGuestNotReady)
 	case held[i].Slot != l.slot() && l.State == Releasing:
-		return failed, fmt.Errorf("guest %s holds it in slot %s, which is not the broker's: detach it there: %w", l.Guest.ID, held[i].Slot, ErrConflict)
+		return failed, notOurs(l, held[i])
 	}
 	return asWanted, nil
+}
+
+// notOurs says that a guest holds a lease's function where it was not put.
+func notOurs(l Lease, a Attachment) error {
+	return fmt.Errorf("guest %s holds it in slot %s, which is not the broker's: detach it there: %w", l.Guest.ID, a.Slot, ErrConflict)
+}
+
+// backWith looks whether a guest that ended, and to which the lease was not given again, is back and was given the function by somebody else.
+func (b *Broker) backWith(ctx context.Context, hv Hypervisor, l Lease) (condition, error) {
+	if guest, err := hv.Lookup(ctx, l.Guest.ID); err == nil {
+		held, err := hv.Attached(ctx, guest)
+		i := slices.IndexFunc(held, func(a Attachment) bool { return a.Addr == l.Addr })
+		if err == nil && i >= 0 {
+			return failed, notOurs(l, held[i])
+		}
+	}
+	return ended, fmt.Errorf("guest %s: it has ended: %w", l.Guest.ID, ErrNotFound)
 }
 
 // do brings a step to what the grant wants.

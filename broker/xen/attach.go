@@ -33,9 +33,9 @@ func (h *Hypervisor) Attach(ctx context.Context, g broker.Guest, f broker.Functi
 	h.work.Go(func() {
 		defer h.leave(l)
 		defer giveBack()
-		ctx, cancel := context.WithTimeout(h.ctx, attachWait)
+		working, cancel := context.WithTimeout(h.ctx, attachWait)
 		defer cancel()
-		done <- h.explain(ctx, g.ID, h.plug(ctx, l, f.Addr, slot))
+		done <- h.explain(working, g.ID, h.plug(working, ctx, l, f.Addr, slot))
 	})
 	select {
 	case err = <-done:
@@ -67,15 +67,17 @@ func (h *Hypervisor) lineOf(ctx context.Context, g broker.Guest, f broker.Functi
 	return h.enter(d), nil
 }
 
-// plug attaches a function unless the slot holds it already. It has the turn.
-func (h *Hypervisor) plug(ctx context.Context, l *line, addr pci.Addr, slot broker.Slot) (err error) {
+// plug attaches a function unless the slot holds it already. It has the turn. Who asked waits until asked ends.
+func (h *Hypervisor) plug(ctx, asked context.Context, l *line, addr pci.Addr, slot broker.Slot) (err error) {
 	held, err := h.holds(ctx, l, addr, slot)
 	if err != nil {
 		return err
 	}
 	h.attaching(l, slot, addr)
 	defer func() {
-		h.idle(l, slot, func(s *slotState) { s.attaching, s.taken, s.told = false, s.taken || err != nil, err != nil })
+		h.idle(l, slot, func(s *slotState) {
+			s.attaching, s.taken, s.told = false, s.taken || err != nil, err != nil && asked.Err() == nil
+		})
 	}()
 	if !held {
 		if err = h.mayAdd(ctx, l, addr); err == nil {

@@ -80,11 +80,16 @@ func (h *Hypervisor) detach(l *line, slot broker.Slot, addr pci.Addr) {
 		return
 	}
 	h.log.Warn("detach", "guest", l.d.guest, "domain", l.d.id, "function", addr.String(), "err", err)
-	event := broker.Event{Kind: broker.EventLost, Guest: l.d.guest} // what hindered it was not the guest
 	if errors.Is(err, errRefused) {
-		event = broker.Event{Kind: broker.EventUnplugRefused, Guest: l.d.guest, Slot: slot}
+		h.events.Publish(broker.Event{Kind: broker.EventUnplugRefused, Guest: l.d.guest, Slot: slot})
+		return
 	}
-	h.events.Publish(event)
+	// What hindered it was not the guest, and may hinder it again at once.
+	select {
+	case <-time.After(lookAgain):
+		h.events.Publish(broker.Event{Kind: broker.EventLost, Guest: l.d.guest})
+	case <-h.ctx.Done():
+	}
 }
 
 // unplug takes a function from a domain, until its nodes are gone. errRefused: the guest keeps it.
@@ -122,6 +127,8 @@ func (h *Hypervisor) ask(ctx context.Context, l *line, addr pci.Addr) (done bool
 		return false, errElsewhere
 	case b.find(addr) == nil:
 		return true, h.unmark(ctx, l.d.id, addr)
+	case errors.Is(toolErr, errNotBegun):
+		return false, fmt.Errorf("detach %s from %s: %w", addr, l.d, toolErr)
 	case l.d.kind == hvm:
 		return true, h.reap(ctx, l, addr, toolErr)
 	case toolErr != nil && !b.find(addr).leaving():

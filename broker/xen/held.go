@@ -116,10 +116,13 @@ func (h *Hypervisor) checkGone(ctx context.Context, l *line, slots map[broker.Sl
 	if len(missing) == 0 {
 		return nil
 	}
-	now, cancel := context.WithCancel(ctx)
-	cancel()
-	if err := h.settled(now, Place(l.d.id)); err != nil { // it may be about to give one of them
-		return fmt.Errorf("%s: %w: %w", l.d, broker.ErrGuestNotReady, err)
+	if len(l.turn) == 0 { // nor do we work on it; an xl of a daemon before may be about to give one of them
+		switch busy, err := h.tools.Busy(Place(l.d.id)); {
+		case err != nil:
+			return err
+		case busy:
+			return fmt.Errorf("%s: %w: %w", l.d, broker.ErrGuestNotReady, ErrBusy)
+		}
 	}
 	for _, slot := range missing {
 		h.forget(l, slot)

@@ -106,6 +106,11 @@ func TestTurns(t *testing.T) {
 	if _, err := xl.Turn(now, 3); !errors.Is(err, ErrBusy) {
 		t.Errorf("a second turn at the same domain: %v, want %v", err, ErrBusy)
 	}
+	for at, want := range map[Place]bool{3: true, 4: false} {
+		if busy, err := xl.Busy(at); busy != want || err != nil {
+			t.Errorf("place %d is busy: %v, %v, want %v", at, busy, err, want)
+		}
+	}
 	for _, at := range []Place{4, PlaceOf(pci.Addr{Bus: 3}), PlaceOf(pci.Addr{Domain: 0xffffffff, Bus: 0xff, Device: 31, Function: 7})} {
 		turn, err := xl.Turn(now, at)
 		if err != nil {

@@ -80,7 +80,7 @@ func (h *Hypervisor) prepare(ctx context.Context, addr pci.Addr, want broker.Set
 // once more; Xen refuses that when a domain has it.
 func (h *Hypervisor) unquarantine(ctx context.Context, addr pci.Addr) error {
 	err := h.assignable(ctx, "pci-assignable-remove", addr)
-	if !refused(err) {
+	if !errors.As(err, new(*ToolError)) {
 		return err
 	}
 	if again := h.assignable(ctx, "pci-assignable-add", addr); again != nil {

@@ -25,8 +25,10 @@ type Toolstack interface {
 	// says no is a *ToolError. One that changes something is run in its turn, nil: it only looks.
 	Run(ctx context.Context, turn io.Closer, args ...string) ([]byte, error)
 	// Turn waits until no xl works at a place, and keeps others away until the turn is closed and every xl that was run
-	// in it has ended. It looks once even when ctx is over. ErrBusy: one still works there.
+	// in it has ended. ErrBusy: one still works there when ctx ends.
 	Turn(ctx context.Context, at Place) (turn io.Closer, err error)
+	// Busy says whether somebody has the turn at a place.
+	Busy(at Place) (bool, error)
 }
 
 // Place is what xls work on one at a time: a domain, by its id, or a function.
@@ -70,8 +72,8 @@ const (
 	turnPause = 100 * time.Millisecond // between two looks whether an xl of before has ended
 	// toolWait bounds an xl that attaches or detaches. It waits for the guest, 20 s at most.
 	toolWait = time.Minute
-	// turnWait is how long its turn may take to come.
-	turnWait = 30 * time.Second
+	// turnWait is how long its turn may take to come. It fits into a step of the broker.
+	turnWait = 10 * time.Second
 )
 
 // HostTools is the host's xl. A turn is a byte of a file that is locked, by an open file
@@ -133,9 +135,27 @@ func awaitEnd(ctx context.Context, ended <-chan error) error {
 	}
 }
 
+func (c command) open() (*os.File, error) {
+	return os.OpenFile(c.lock, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+}
+
+// Busy asks who has locked a byte of the file.
+func (c command) Busy(at Place) (bool, error) {
+	file, err := c.open()
+	if err != nil {
+		return false, err
+	}
+	defer file.Close()
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Start: int64(at), Len: 1}
+	if err := unix.FcntlFlock(file.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
+		return false, fmt.Errorf("look who has locked %s: %w", c.lock, err)
+	}
+	return lock.Type != unix.F_UNLCK, nil
+}
+
 // Turn locks a byte of the file.
 func (c command) Turn(ctx context.Context, at Place) (io.Closer, error) {
-	file, err := os.OpenFile(c.lock, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	file, err := c.open()
 	if err != nil {
 		return nil, err
 	}

@@ -18,7 +18,7 @@ func (h *Hypervisor) Clone(host *fakehost.Host) *Hypervisor {
 	defer h.mu.Unlock()
 	c.starts, c.shim, c.room = h.starts, h.shim, h.room
 	for id, g := range h.guests {
-		c.guests[id] = &guest{incarnation: g.incarnation, manners: g.manners, slots: maps.Clone(g.slots), asked: maps.Clone(g.asked)}
+		c.guests[id] = &guest{incarnation: g.incarnation, manners: g.manners, slots: maps.Clone(g.slots), asked: maps.Clone(g.asked), partial: maps.Clone(g.partial)}
 	}
 	return c
 }

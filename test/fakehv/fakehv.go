@@ -64,6 +64,7 @@ type guest struct {
 	manners     Manners
 	slots       map[broker.Slot]pci.Addr
 	asked       map[broker.Slot]bool
+	partial     map[broker.Slot]bool
 }
 
 var _ broker.Hypervisor = (*Hypervisor)(nil)
@@ -101,7 +102,7 @@ func (h *Hypervisor) Start(id broker.GuestID) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.starts++
-	h.guests[id] = &guest{incarnation: strconv.Itoa(h.starts), slots: map[broker.Slot]pci.Addr{}, asked: map[broker.Slot]bool{}}
+	h.guests[id] = &guest{incarnation: strconv.Itoa(h.starts), slots: map[broker.Slot]pci.Addr{}, asked: map[broker.Slot]bool{}, partial: map[broker.Slot]bool{}}
 }
 
 // Behave changes a guest's manners.
@@ -187,13 +188,31 @@ func (h *Hypervisor) Held(id broker.GuestID) []pci.Addr {
 	return addrs
 }
 
-// Replug has somebody else take a function from a guest and attach it in a slot of their own.
-func (h *Hypervisor) Replug(id broker.GuestID, from, to broker.Slot) {
+// Plug has somebody else attach a function to a guest in a slot of their own, taking it out of the one that it is in.
+func (h *Hypervisor) Plug(id broker.GuestID, to broker.Slot, addr pci.Addr) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	g := h.guests[id]
-	g.slots[to] = g.slots[from]
-	delete(g.slots, from)
+	slots := h.guests[id].slots
+	maps.DeleteFunc(slots, func(_ broker.Slot, a pci.Addr) bool { return a == addr })
+	slots[to] = addr
+}
+
+// Half has a guest hold a slot in part.
+func (h *Hypervisor) Half(id broker.GuestID, s broker.Slot) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.guests[id].partial[s] = true
+}
+
+// Take has a guest's functions go without an event.
+func (h *Hypervisor) Take(id broker.GuestID) {
+	h.mu.Lock()
+	slots := maps.Clone(h.guests[id].slots)
+	clear(h.guests[id].slots)
+	h.mu.Unlock()
+	for _, addr := range slots {
+		h.host.Hold(addr, false)
+	}
 }
 
 func (h *Hypervisor) free(id broker.GuestID, g *guest, s broker.Slot) {
@@ -373,7 +392,7 @@ func (h *Hypervisor) Attached(ctx context.Context, g broker.Guest) ([]broker.Att
 	defer h.mu.Unlock()
 	var held []broker.Attachment
 	for s, a := range in.slots {
-		held = append(held, broker.Attachment{Slot: s, Addr: a})
+		held = append(held, broker.Attachment{Slot: s, Addr: a, Partial: in.partial[s]})
 	}
 	return held, nil
 }

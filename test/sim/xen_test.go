@@ -223,7 +223,7 @@ func (x mortalXL) Run(ctx context.Context, turn io.Closer, args ...string) (out 
 		return nil, err
 	}
 	if last && x.life.when == midway {
-		go x.Xen.Run(xenfake.Slowly(context.WithoutCancel(ctx), 2*time.Second), turn, args...)
+		go x.Xen.Run(xenfake.Slowly(context.WithoutCancel(ctx), 5*time.Second), turn, args...)
 		time.Sleep(time.Millisecond) // it has begun
 	}
 	err = x.life.do(last, func() error { out, err = x.Xen.Run(ctx, turn, args...); return err })
@@ -460,6 +460,39 @@ func TestXenKeeps(t *testing.T) {
 			r.xen.Start(t)
 			time.Sleep(time.Minute)
 			r.keeps(b, l)
+		})
+	}
+}
+
+// TestXenDetachFails: a release asks an xl that fails now and then, not all the time, and ends when it no longer fails.
+func TestXenDetachFails(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{xenfake.PV, xenfake.HVM} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newXenRun(t, kind)
+			b, end, err := r.daemon(&life{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer end()
+			l, err := b.Acquire(t.Context(), root, broker.Request{RequestID: "one", Guest: r.xen.ID})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.xen.Fail("pci-detach", 1<<30)
+			runs := len(r.xen.Runs())
+			minute, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			_, _ = b.Release(minute, root, broker.ReleaseRequest{RequestID: "r", LeaseID: l.ID, Generation: l.Generation})
+			<-minute.Done()
+			if n := len(r.xen.Runs()) - runs; n < 2 || n > 130 {
+				t.Errorf("in a minute xl was run %d times, and it fails", n)
+			}
+			r.xen.Fail("pci-detach", 0)
+			for _, live := range r.settled(t.Context(), b) {
+				t.Errorf("lease %s is %s", live.ID, live.State)
+			}
+			r.asBefore()
 		})
 	}
 }

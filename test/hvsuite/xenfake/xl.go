@@ -57,14 +57,17 @@ func (x *Xen) Turn(ctx context.Context, at xen.Place) (io.Closer, error) {
 	x.mu.Unlock()
 	select {
 	case place <- struct{}{}:
-	default:
-		select {
-		case place <- struct{}{}:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: %w", xen.ErrBusy, context.Cause(ctx))
-		}
+		return &turn{x: x, at: at, users: 1}, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: %w", xen.ErrBusy, context.Cause(ctx))
 	}
-	return &turn{x: x, at: at, users: 1}, nil
+}
+
+// Busy implements xen.Toolstack.
+func (x *Xen) Busy(at xen.Place) (bool, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return len(x.turns[at]) > 0, nil
 }
 
 // Run implements xen.Toolstack.
