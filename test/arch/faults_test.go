@@ -20,8 +20,8 @@ func TestFaultsAreShown(t *testing.T) {
 		t.Fatal(err)
 	}
 	rows := faultRow.FindAllStringSubmatch(string(text), -1)
-	if len(rows) != 40 {
-		t.Errorf("docs/faults.md has %d faults, want 40", len(rows))
+	if len(rows) < 47 {
+		t.Errorf("docs/faults.md has %d faults, want 47 and more", len(rows))
 	}
 	for _, row := range rows {
 		names := named.FindAllStringSubmatch(row[0], -1)
