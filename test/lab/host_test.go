@@ -69,6 +69,7 @@ cat /sys/bus/pci/devices/0000:01:10.2/physfn/vendor
 ls /sys/bus/pci/devices/0000:01:10.0/iommu_group/devices
 head -c 2000000 /dev/zero | tr '\0' y
 (sleep 1000; echo "a left over process" ) &
+(while :; do sleep 0.01 & sleep 0.01; done) & # which starts others all the time
 exit 7`
 	got := run(t, lab.Options{Dir: dir, Out: out, Env: []string{"X=a 'b'"}}, "sh", "-c", script)
 	if got.err != nil || got.ExitStatus != 7 || got.Boots != 1 {

@@ -108,13 +108,18 @@ pump2=$!
 setsid /lab/run.sh </dev/null >/run/vflab/stdout 2>/run/vflab/stderr 9>&- &
 wait $!
 echo "exit $?" >&9
-# What the command left running holds the pipes open: end it, then drain. A
-# kernel thread has no exe.
-for dir in /proc/[0-9]*; do
-	case ${dir#/proc/} in
-	1 | "$pump1" | "$pump2") ;;
-	*) [ -e "$dir/exe" ] && kill -KILL "${dir#/proc/}" 2>/dev/null ;;
-	esac
+# What the command left running holds the pipes open: end it, then drain. One
+# that was started while we looked is seen the next time. A kernel thread and
+# what has ended have no exe.
+left=yes
+while [ -n "$left" ]; do
+	left=
+	for dir in /proc/[0-9]*; do
+		case ${dir#/proc/} in
+		1 | "$pump1" | "$pump2") ;;
+		*) [ -e "$dir/exe" ] && kill -KILL "${dir#/proc/}" 2>/dev/null && left=yes ;;
+		esac
+	done
 done
 wait "$pump1" "$pump2"
 finish
