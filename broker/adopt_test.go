@@ -53,6 +53,27 @@ func TestJournalLost(t *testing.T) {
 	}
 }
 
+// What a guest has in part when the journal is lost is no grant: it is taken back.
+func TestJournalLostInPart(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, guestsListed)
+	l := r.acquire("1", "a")
+	r.hv.Half("a", l.Slot)
+	r.loseJournal()
+	if l = r.await(l, broker.Closed); !strings.Contains(l.Reason, "in part") {
+		t.Errorf("it ended since %q", l.Reason)
+	}
+	r.until("all is scrubbed", func() bool {
+		for i := range 7 {
+			if r.function(i).State != broker.Free {
+				return false
+			}
+		}
+		return true
+	})
+	r.pristine()
+}
+
 // What somebody else plugged into a guest is not the broker's, and is never lent.
 func TestForeignPlug(t *testing.T) {
 	t.Parallel()
