@@ -20,7 +20,7 @@ import (
 type boltFile struct {
 	*bolt.DB
 	file     *os.File
-	info     fs.FileInfo
+	place    filePlace
 	contents          // as it was opened
 	journal  *Journal // what was read then, until it was told or changed
 	readOnly error    // why it is open for reading only; nil: it is not
@@ -95,13 +95,47 @@ func openBolt(path string, readOnly bool) (*boltFile, error) {
 		return err
 	})
 	if err == nil {
-		f.info, err = f.file.Stat()
+		f.place, err = placeOf(f.file)
 	}
 	if err != nil {
 		f.abandon()
 		return nil, err
 	}
 	return f, nil
+}
+
+// filePlace says which file is somewhere, and how long it is.
+type filePlace struct {
+	major, minor uint32 // of the device
+	inode, size  uint64
+}
+
+// lookAt returns what is at a path. It asks for no times: a file whose ctime was looked at gets a new one with its next
+// write (Documentation/filesystems/multigrain-ts.rst), and a sync on ext4 without a journal then writes its inode too. That is a page more for each commit.
+func lookAt(path string) (filePlace, error) { return statx(unix.AT_FDCWD, path, path, 0) }
+
+// placeOf is lookAt of an open file.
+func placeOf(f *os.File) (filePlace, error) {
+	return statx(int(f.Fd()), "", f.Name(), unix.AT_EMPTY_PATH)
+}
+
+func statx(dir int, path, name string, flags int) (filePlace, error) {
+	var is unix.Statx_t
+	for {
+		err := unix.Statx(dir, path, flags, unix.STATX_TYPE|unix.STATX_INO|unix.STATX_SIZE, &is)
+		if err == nil {
+			return filePlace{is.Dev_major, is.Dev_minor, is.Ino, is.Size}, nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return filePlace{}, &fs.PathError{Op: "statx", Path: name, Err: err}
+		}
+	}
+}
+
+// sameFile says whether a path names the same file as before, however long it is now.
+func (p filePlace) sameFile(q filePlace) bool {
+	p.size = q.size
+	return p == q
 }
 
 // checkFile looks at the pages of a file, without bbolt.
@@ -146,7 +180,7 @@ func (s *JournalFile) replace(fill func(tx *bolt.Tx) error) error {
 		return err
 	}
 	defer f.Close()
-	info, err := s.fillNew(f, fill)
+	place, err := s.fillNew(f, fill)
 	if err == nil {
 		err = os.Rename(temp, s.path)
 	}
@@ -154,12 +188,12 @@ func (s *JournalFile) replace(fill func(tx *bolt.Tx) error) error {
 		_ = os.Remove(temp) // in vain too, it is in nobody's way
 		return err
 	}
-	s.place = info
+	s.place = place
 	return s.step("sync directory")
 }
 
 // fillNew writes a new file and reads it back, from the disk and not from the cache: fadvise(2) drops what is written.
-func (s *JournalFile) fillNew(f *os.File, fill func(tx *bolt.Tx) error) (fs.FileInfo, error) {
+func (s *JournalFile) fillNew(f *os.File, fill func(tx *bolt.Tx) error) (filePlace, error) {
 	for _, step := range []struct {
 		name string
 		do   func() error
@@ -171,13 +205,13 @@ func (s *JournalFile) fillNew(f *os.File, fill func(tx *bolt.Tx) error) (fs.File
 		{"rename", func() error { return nil }},
 	} {
 		if err := s.step(step.name); err != nil {
-			return nil, err
+			return filePlace{}, err
 		}
 		if err := step.do(); err != nil {
-			return nil, err
+			return filePlace{}, err
 		}
 	}
-	return f.Stat()
+	return placeOf(f)
 }
 
 // fillBolt makes a bbolt file of an empty one.

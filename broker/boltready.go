@@ -42,7 +42,7 @@ func (s *JournalFile) take(db *boltFile) {
 		s.problem = readOnly(db.readOnly)
 	}
 	s.use.Unlock()
-	s.place, s.seen, s.suspect = db.info, nil, false
+	s.place, s.seen, s.suspect = db.place, nil, false
 	if old != nil {
 		_ = old.Close() // what it holds is in the new one
 	}
@@ -62,15 +62,15 @@ func (s *JournalFile) ready() error {
 	case s.db.readOnly != nil:
 		return s.reopen()
 	}
-	at, err := os.Stat(s.path)
+	at, err := lookAt(s.path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		s.suspect = true // it was taken away under us: what we have open is all there is
 	case err != nil:
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	case !os.SameFile(at, s.place):
+	case !at.sameFile(s.place):
 		return fmt.Errorf("%w: another file was put in its place; put the journal back, or restart vfbrokerd, which then goes on with that one", ErrUnavailable)
-	case at.Size() < s.place.Size():
+	case at.size < s.place.size:
 		return s.lose(damaged("it was cut short"))
 	}
 	if !s.suspect {

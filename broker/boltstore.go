@@ -28,7 +28,7 @@ type JournalFile struct {
 	// writer guards what only who writes looks at. It is taken before use.
 	writer  sync.Mutex
 	seen    fs.FileInfo // of the file that is damaged
-	place   fs.FileInfo // of our file: that at path must be this one
+	place   filePlace   // of our file: that at path must be this one
 	suspect bool        // what the file holds on the disk is not known: it is written anew first
 	lost    error       // the file was damaged while in use
 	closed  bool
