@@ -2,6 +2,9 @@ package rpc
 
 import (
 	"context"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
 
 	"vfbroker/broker"
 	pb "vfbroker/broker/brokerpb"
@@ -13,8 +16,35 @@ type inventoryPage struct {
 	asked    inventoryKey
 	revision uint64
 	pfs      []broker.PFView
-	vfs      [][]*pb.VF // of each of pfs
+	vfs      []listedVFs // of each of pfs
 	next     string
+}
+
+// listedVFs are the messages of a PF's VFs, and the field that holds them as it goes out.
+type listedVFs struct {
+	messages []*pb.VF
+	encoded  func() ([]byte, error)
+}
+
+func listVFs(views []broker.VFView) listedVFs {
+	messages := vfProtos(views)
+	return listedVFs{messages, sync.OnceValues(func() ([]byte, error) { return proto.Marshal(&pb.PF{Vfs: messages}) })}
+}
+
+// encodeIn puts the VFs in the PF's message as they were encoded before, unless they were described: to
+// encode them is most of what an answer costs. Fields that a message does not know follow those that
+// it does, and of a repeated field all pieces count (https://protobuf.dev/programming-guides/encoding, "Last One Wins").
+func (l listedVFs) encodeIn(pf *pb.PF) error {
+	if len(pf.Vfs) == 0 || &pf.Vfs[0] != &l.messages[0] {
+		return nil
+	}
+	encoded, err := l.encoded()
+	if err != nil {
+		return err
+	}
+	pf.Vfs = nil
+	pf.ProtoReflect().SetUnknown(encoded)
+	return nil
 }
 
 // inventoryKey is all that an answer depends on, beside the revision.
@@ -35,8 +65,11 @@ func (s *service) Inventory(ctx context.Context, r *pb.InventoryRequest) (*pb.In
 	}
 	out := &pb.InventoryResponse{NextPageToken: page.next, Pfs: make([]*pb.PF, len(page.pfs))}
 	for i, view := range page.pfs {
-		out.Pfs[i] = pfProto(view, page.vfs[i])
+		out.Pfs[i] = pfProto(view, page.vfs[i].messages)
 		s.describe(view, out.Pfs[i])
+		if err := page.vfs[i].encodeIn(out.Pfs[i]); err != nil {
+			return nil, err
+		}
 	}
 	return out, nil
 }
@@ -51,9 +84,9 @@ func (s *service) inventoryPage(asked inventoryKey) (*inventoryPage, error) {
 	if err != nil {
 		return nil, err
 	}
-	page := &inventoryPage{asked: asked, revision: revision, pfs: pfs, next: next, vfs: make([][]*pb.VF, len(pfs))}
+	page := &inventoryPage{asked: asked, revision: revision, pfs: pfs, next: next, vfs: make([]listedVFs, len(pfs))}
 	for i := range pfs {
-		page.vfs[i] = vfProtos(pfs[i].VFs)
+		page.vfs[i] = listVFs(pfs[i].VFs)
 	}
 	s.listed.Store(page)
 	return page, nil

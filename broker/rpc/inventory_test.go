@@ -1,6 +1,7 @@
 package rpc_test
 
 import (
+	"slices"
 	"sync/atomic"
 	"testing"
 
@@ -90,16 +91,34 @@ func TestListedInventoryIsDescribedAnew(t *testing.T) {
 			if len(pf.RdmaDevices) > 0 {
 				t.Errorf("PF %s comes described with %v", pf.Id, pf.RdmaDevices)
 			}
-			calls.Add(1)
 			pf.RdmaDevices = []string{"mlx5_0"}
+			if calls.Add(1) != 2 {
+				return
+			}
+			pf.Vfs = slices.Clone(pf.Vfs)
+			pf.Vfs[1] = proto.CloneOf(pf.Vfs[1])
+			pf.Vfs[1].Representor = "pf0vf1"
 		}
 	})
-	for range 2 {
-		if _, err := r.Inventory(t.Context(), &pb.InventoryRequest{Pf: pfID}); err != nil {
+	var lists []*pb.PF
+	for range 3 {
+		reply, err := r.Inventory(t.Context(), &pb.InventoryRequest{Pf: pfID})
+		if err != nil {
 			t.Fatal(err)
 		}
+		lists = append(lists, reply.Pfs[0])
 	}
-	if n := calls.Load(); n != 2 {
-		t.Errorf("two lists were described %d times", n)
+	if n := calls.Load(); n != 3 {
+		t.Errorf("three lists were described %d times", n)
+	}
+	if len(lists[0].Vfs) < 2 || len(lists[0].ProtoReflect().GetUnknown()) > 0 || !proto.Equal(lists[0], lists[2]) {
+		t.Errorf("the first and the third list are\n%v\n%v, want the same VFs", lists[0], lists[2])
+	}
+	if got := lists[1].Vfs[1].Representor; got != "pf0vf1" {
+		t.Errorf("the VF's representor is %q, want what it was described with", got)
+	}
+	lists[1].Vfs[1].Representor = ""
+	if !proto.Equal(lists[0], lists[1]) {
+		t.Errorf("but for the representor the described list is\n%v, want\n%v", lists[1], lists[0])
 	}
 }

@@ -31,19 +31,26 @@ func (d describer) describe(v broker.PFView, pf *pb.PF) {
 	if !hasRDMA && !switchdev {
 		return
 	}
-	pf.Vfs = slices.Clone(pf.Vfs)
+	kept := pf.Vfs // other calls have the messages, too
 	for i, vf := range v.VFs {
-		described := proto.CloneOf(pf.Vfs[i]) // other calls have the message, too
-		if hasRDMA {
-			described.RdmaDevices = d.list(rdma.Devices, vf.Addr)
-			described.CharacterDevices = d.list(rdma.CharDevices, vf.Addr)
+		var found pb.VF
+		if hasRDMA && vf.Driver != "" { // it is the driver that makes RDMA devices
+			found.RdmaDevices = d.list(rdma.Devices, vf.Addr)
+			found.CharacterDevices = d.list(rdma.CharDevices, vf.Addr)
 		}
 		if switchdev {
 			name, err := sriov.Representor(v.PF, vf.Index)
 			d.note(err)
-			described.Representor = name
+			found.Representor = name
 		}
-		pf.Vfs[i] = described
+		if proto.Size(&found) == 0 {
+			continue
+		}
+		if &pf.Vfs[0] == &kept[0] {
+			pf.Vfs = slices.Clone(kept)
+		}
+		pf.Vfs[i] = proto.CloneOf(kept[i])
+		proto.Merge(pf.Vfs[i], &found)
 	}
 }
 
