@@ -167,6 +167,32 @@ func TestJournalRemovedInUse(t *testing.T) {
 	}
 }
 
+// A copy in the journal's place is not the journal, whatever it holds: commits wait until that is back.
+func TestJournalReplacedInUse(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "journal.db")
+	s := openJournal(t, path)
+	defer s.Close()
+	commit(t, s, records(0, 2))
+	whole, err := os.ReadFile(path)
+	if err := errors.Join(err, os.Rename(path, path+".away"), os.WriteFile(path, whole, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		err := s.Commit(t.Context(), records(2, 1))
+		if !errors.Is(err, broker.ErrUnavailable) || !strings.Contains(err.Error(), "another file was put in its place; put the journal back") {
+			t.Errorf("commit: %v", err)
+		}
+	}
+	if err := os.Rename(path+".away", path); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, s, records(2, 1))
+	if got := readAll(t, s); len(got.Journal.Leases) != 3 || s.Problem() != nil {
+		t.Errorf("with the journal back: %d leases, %v", len(got.Journal.Leases), s.Problem())
+	}
+}
+
 // A journal that is damaged while in use is given up until a restart: a new one would lack what is lent.
 func TestJournalDamagedInUse(t *testing.T) {
 	t.Parallel()

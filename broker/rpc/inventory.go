@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"fmt"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
@@ -32,15 +33,16 @@ func listVFs(views []broker.VFView) listedVFs {
 }
 
 // encodeIn puts the VFs in the PF's message as they were encoded before, unless they were described: to
-// encode them is most of what an answer costs. Fields that a message does not know follow those that
-// it does, and of a repeated field all pieces count (https://protobuf.dev/programming-guides/encoding, "Last One Wins").
+// encode them is most of what an answer costs. Nothing on the wire tells these bytes from a field that is encoded with its
+// message, and fields may come in any order (https://protobuf.dev/programming-guides/encoding, "Field Order"). In
+// this process the message has no VFs from here on.
 func (l listedVFs) encodeIn(pf *pb.PF) error {
-	if len(pf.Vfs) == 0 || &pf.Vfs[0] != &l.messages[0] {
+	if len(pf.Vfs) == 0 || len(pf.Vfs) != len(l.messages) || &pf.Vfs[0] != &l.messages[0] {
 		return nil
 	}
 	encoded, err := l.encoded()
 	if err != nil {
-		return err
+		return fmt.Errorf("encode VFs of PF %s: %w", pf.Id, err)
 	}
 	pf.Vfs = nil
 	pf.ProtoReflect().SetUnknown(encoded)

@@ -33,7 +33,7 @@ type Options struct {
 	Broker   *broker.Broker
 	Log      *slog.Logger                       // nil: discarded
 	OnCall   func(method string, result string) // after each call of the API; result is "ok" or the ErrorInfo reason
-	Describe func(broker.PFView, *pb.PF)        // adds what the broker does not keep: names, RDMA devices; to VFs by copies of their messages; may be nil
+	Describe func(broker.PFView, *pb.PF)        // adds what the broker does not keep: names, RDMA devices; to VFs in a list of their own, by copies of their messages; may be nil
 	ReadOnly string                             // not empty: every change is refused as unsupported, for this reason
 }
 

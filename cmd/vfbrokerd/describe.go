@@ -31,26 +31,27 @@ func (d describer) describe(v broker.PFView, pf *pb.PF) {
 	if !hasRDMA && !switchdev {
 		return
 	}
-	kept := pf.Vfs // other calls have the messages, too
+	kept := pf.Vfs // other calls have the list and its messages, too
 	for i, vf := range v.VFs {
-		var found pb.VF
+		var devices, chars []string
+		var representor string
 		if hasRDMA && vf.Driver != "" { // it is the driver that makes RDMA devices
-			found.RdmaDevices = d.list(rdma.Devices, vf.Addr)
-			found.CharacterDevices = d.list(rdma.CharDevices, vf.Addr)
+			devices, chars = d.list(rdma.Devices, vf.Addr), d.list(rdma.CharDevices, vf.Addr)
 		}
 		if switchdev {
-			name, err := sriov.Representor(v.PF, vf.Index)
+			var err error
+			representor, err = sriov.Representor(v.PF, vf.Index)
 			d.note(err)
-			found.Representor = name
 		}
-		if proto.Size(&found) == 0 {
+		if len(devices)+len(chars) == 0 && representor == "" {
 			continue
 		}
 		if &pf.Vfs[0] == &kept[0] {
 			pf.Vfs = slices.Clone(kept)
 		}
-		pf.Vfs[i] = proto.CloneOf(kept[i])
-		proto.Merge(pf.Vfs[i], &found)
+		own := proto.CloneOf(kept[i])
+		own.RdmaDevices, own.CharacterDevices, own.Representor = devices, chars, representor
+		pf.Vfs[i] = own
 	}
 }
 
