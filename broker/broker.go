@@ -119,7 +119,8 @@ type Broker struct {
 	leases  leaseTable
 	ends    schedule // of leases
 	drifted map[DriftKind]uint64
-	tidied  chan struct{} // closed and made anew each time a function was scrubbed without a lease
+	looks   map[string][]stale // that wait, by PF; the whole host's under ""
+	tidied  chan struct{}      // closed and made anew each time a function was scrubbed without a lease
 
 	// owed is what could not be written. It is written before anything else is.
 	owed     Batch
@@ -133,7 +134,7 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 	b := &Broker{
 		fs: o.FS, attrs: o.Attributes, store: o.Store, hvs: o.Hypervisors, guests: o.Guests, policy: o.Policy,
 		log: o.Log, rand: o.Rand, onStep: o.OnStep, limits: o.Limits.withDefaults(), paying: make(chan struct{}, 1),
-		clock: o.Boottime, listed: o.ListGuests, ends: schedule{wake: make(chan struct{}, 1)}, drifted: map[DriftKind]uint64{}, tidied: make(chan struct{}),
+		clock: o.Boottime, listed: o.ListGuests, ends: schedule{wake: make(chan struct{}, 1)}, drifted: map[DriftKind]uint64{}, looks: map[string][]stale{}, tidied: make(chan struct{}),
 	}
 	if b.log == nil {
 		b.log = slog.New(slog.DiscardHandler)

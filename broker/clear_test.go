@@ -91,12 +91,11 @@ func TestScrubOfWhatVanishes(t *testing.T) {
 // A request for one PF does not wait for what is scrubbed on another.
 func TestAwaitsNoOtherPF(t *testing.T) {
 	t.Parallel()
-	const other = "52:54:00:0a:00:02"
 	r := newRig(t, watched, func(r *rig) {
-		r.host.SetUp(r.host.PF(other), true)
-		r.options.Policy.PFs = append(r.options.Policy.PFs, broker.PFPolicy{PF: "mac:" + other, VFs: new(2)})
+		r.host.SetUp(r.host.PF(otherMAC), true)
+		r.options.Policy.PFs = append(r.options.Policy.PFs, broker.PFPolicy{PF: "mac:" + otherMAC, VFs: new(2)})
 	})
-	l, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "other", Guest: "b", PF: "mac:" + other})
+	l, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "other", Guest: "b", PF: "mac:" + otherMAC})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +111,7 @@ func TestAwaitsNoOtherPF(t *testing.T) {
 	r.hv.Vanish(l.Addr)
 	r.await(l, broker.Lost)
 	for _, n := range []string{"0", "2"} {
-		if err := r.host.Behind().Write(r.host.PF(other).Dir()+"/sriov_numvfs", n); err != nil {
+		if err := r.host.Behind().Write(r.host.PF(otherMAC).Dir()+"/sriov_numvfs", n); err != nil {
 			t.Fatal(err)
 		}
 	}

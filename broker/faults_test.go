@@ -230,7 +230,7 @@ func TestCarve(t *testing.T) {
 // Of carves of one PF at once, one is under way and the others are refused; another PF waits for nothing.
 func TestCarveRace(t *testing.T) {
 	t.Parallel()
-	const other = "mac:52:54:00:0a:00:02"
+	const other = "mac:" + otherMAC
 	r := newRig(t, func(r *rig) { r.options.Policy.PFs = append(r.options.Policy.PFs, broker.PFPolicy{PF: other}) })
 	begun, goOn := make(chan struct{}), make(chan struct{})
 	r.host.OnWrite(func(e fakehost.Effect, do func() error) error {

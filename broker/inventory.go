@@ -32,6 +32,7 @@ type functionRef struct {
 // pfState is a PF and what the broker keeps of it.
 type pfState struct {
 	pf      sriov.PF
+	read    uint64 // which look at the host pf is from: an older one that ends later does not count
 	record  PFRecord
 	policy  *PFPolicy // nil: not on the allow-list
 	vfs     []vfState // by index
@@ -104,7 +105,7 @@ func (inv *inventory) function(id FunctionID) (*pfState, *vfState) {
 	return p, &p.vfs[id.Index]
 }
 
-// update takes over what was read of a PF. Records and leases of its VFs stay.
+// update takes over what was read of a PF, unless it was read again since. Records and leases of its VFs stay.
 // read is the look that pf is from.
 func (inv *inventory) update(read uint64, pf sriov.PF, record PFRecord, policy *PFPolicy) {
 	p := inv.byID[record.ID]
@@ -118,10 +119,13 @@ func (inv *inventory) update(read uint64, pf sriov.PF, record PFRecord, policy *
 			}
 		}
 	} else {
+		if read < p.read {
+			return
+		}
 		// noteCarve's to change, whatever was remembered when the look began.
 		record.Carve, record.Carved = p.record.Carve, p.record.Carved
 	}
-	p.pf, p.record, p.policy, p.present = pf, record, policy, true
+	p.pf, p.read, p.record, p.policy, p.present = pf, read, record, policy, true
 	old := p.vfs
 	p.vfs = make([]vfState, max(pf.NumVFs, len(pf.VFs)))
 	for i := range p.vfs {
@@ -168,13 +172,21 @@ func (v *vfState) see(read uint64, vf sriov.VF) {
 }
 
 // missing notes the PFs that a full look at the host did not find.
-func (inv *inventory) missing(seen map[string]bool) {
+func (inv *inventory) missing(read uint64, seen map[string]bool) {
 	for _, p := range inv.pfs {
 		if !seen[p.id()] {
-			p.present = false
-			p.pf.NumVFs, p.pf.VFs = 0, nil
+			p.miss(read)
 		}
 	}
+}
+
+// miss notes that a look at the host did not find the PF, unless one that began later did.
+func (p *pfState) miss(read uint64) {
+	if read < p.read {
+		return
+	}
+	p.read, p.present = read, false
+	p.pf.NumVFs, p.pf.VFs = 0, nil
 }
 
 // index makes the map of addresses anew.

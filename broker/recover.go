@@ -137,7 +137,7 @@ func (b *Broker) discover(ctx context.Context) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.inv.missing(seen)
+	b.inv.missing(read, seen)
 	return nil
 }
 
@@ -186,7 +186,7 @@ func (b *Broker) readPF(addr string) error {
 	switch {
 	case pf.Addr.IsZero() && sysfs.IsNotExist(err) && was != nil:
 		b.mu.Lock()
-		was.present, was.pf.NumVFs, was.pf.VFs = false, 0, nil
+		was.miss(read)
 		b.mu.Unlock()
 		return nil
 	case errors.Is(err, sriov.ErrNotPF) || pf.Addr.IsZero() && sysfs.IsNotExist(err):

@@ -12,7 +12,11 @@ import (
 	"vfbroker/test/fakehv"
 )
 
-const pfMAC = "52:54:00:0a:00:01"
+// The MACs of the two PFs.
+const (
+	pfMAC    = "52:54:00:0a:00:01"
+	otherMAC = "52:54:00:0a:00:02"
+)
 
 var (
 	root  = broker.Caller{UID: 0, Admin: true}

@@ -86,10 +86,9 @@ func TestPFsDoNotWait(t *testing.T) {
 
 // lendBeside hangs in an effect on a function of one PF, and lends and releases one of another.
 func lendBeside(t *testing.T, effect string, release bool) {
-	const other = "52:54:00:0a:00:02"
 	r := newRig(t, func(r *rig) {
-		r.host.SetUp(r.host.PF(other), true)
-		r.options.Policy.PFs = append(r.options.Policy.PFs, broker.PFPolicy{PF: "mac:" + other, VFs: new(7)})
+		r.host.SetUp(r.host.PF(otherMAC), true)
+		r.options.Policy.PFs = append(r.options.Policy.PFs, broker.PFPolicy{PF: "mac:" + otherMAC, VFs: new(7)})
 	})
 	var l broker.Lease
 	if release {
@@ -112,7 +111,7 @@ func lendBeside(t *testing.T, effect string, release bool) {
 		t.Fatalf("the first does not hang in %s", effect)
 	}
 	begin := time.Now()
-	second, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "beside", Guest: "b", PF: "mac:" + other})
+	second, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "beside", Guest: "b", PF: "mac:" + otherMAC})
 	if err == nil {
 		second = r.release(second)
 	}

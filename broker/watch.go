@@ -1,9 +1,11 @@
 package broker
 
 import (
+	"slices"
 	"time"
 
 	"vfbroker/sriov"
+	"vfbroker/sriov/pci"
 	"vfbroker/sriov/sysfs"
 )
 
@@ -43,7 +45,6 @@ func (b *Broker) watchHost(events <-chan sysfs.Uevent, links <-chan sriov.LinkEv
 	resync := time.NewTicker(b.limits.Resync)
 	defer resync.Stop()
 	for {
-		var err error
 		select {
 		case ev, open := <-events:
 			if !open {
@@ -51,39 +52,55 @@ func (b *Broker) watchHost(events <-chan sysfs.Uevent, links <-chan sriov.LinkEv
 				b.log.Info("inventory: the kernel's events have ended; changes are seen by the resync only", "every", b.limits.Resync)
 				continue
 			}
-			err = b.onUevent(ev)
+			b.onUevent(ev)
 		case ev, open := <-links:
 			if !open {
 				links = nil
 				b.log.Info("inventory: the links' events have ended; changes are seen by the resync only", "every", b.limits.Resync)
 				continue
 			}
-			err = b.onLink(ev)
+			b.onLink(ev)
 		case <-resync.C:
-			err = b.resync()
+			b.inTurn("", stale{host: true})
 		case <-b.ctx.Done():
 			return
 		}
-		if err != nil && b.ctx.Err() == nil {
-			b.log.Warn("inventory", "err", err)
-		}
 	}
 }
 
-func (b *Broker) onUevent(ev sysfs.Uevent) error {
+// stale is what may not be as it was read: a function, the interface of a PF, or the whole host.
+type stale struct {
+	addr   pci.Addr
+	added  bool // to the bus
+	link   bool
+	netdev string
+	host   bool
+}
+
+func (b *Broker) onUevent(ev sysfs.Uevent) {
 	switch {
 	case ev.Lost:
-		return b.resync()
+		b.inTurn("", stale{host: true})
 	case ev.Subsystem == "pci" || ev.Subsystem == "net":
-		return b.refresh(ev)
+		b.inTurn(b.turnOf(ev.PCI), stale{addr: ev.PCI, added: ev.Subsystem == "pci" && ev.Action == "add"})
 	}
-	return nil
+}
+
+// turnOf is the PF that a function belongs to; one that is not known is its own.
+func (b *Broker) turnOf(addr pci.Addr) string {
+	b.mu.look()
+	defer b.mu.Unlock()
+	if ref, known := b.inv.byAddr[addr]; known {
+		return ref.pf.id()
+	}
+	return addr.String()
 }
 
 // onLink follows a PF's interface, up and down, and the attributes that are set through it.
-func (b *Broker) onLink(ev sriov.LinkEvent) error {
+func (b *Broker) onLink(ev sriov.LinkEvent) {
 	if ev.Lost {
-		return b.resync()
+		b.inTurn("", stale{host: true})
+		return
 	}
 	b.mu.look()
 	var id string
@@ -93,12 +110,54 @@ func (b *Broker) onLink(ev sriov.LinkEvent) error {
 		}
 	}
 	b.mu.Unlock()
-	if id == "" {
-		return nil // no PF's, or one that moved to another namespace, of which there are uevents
+	if id != "" { // else no PF's, or one that moved to another namespace, of which there are uevents
+		b.inTurn(id, stale{link: true, netdev: ev.Netdev})
 	}
-	b.setUp(id, b.netdevUp(ev.Netdev))
-	b.changed(id)
-	return nil
+}
+
+// inTurn has something of a PF looked at, after what waits already. No other PF waits for it: who reads sriov_numvfs
+// waits while the kernel makes VFs, or binds a driver (drivers/pci/iov.c, sriov_numvfs_show). What has not begun is looked at once.
+func (b *Broker) inTurn(pf string, s stale) {
+	b.mu.look()
+	defer b.mu.Unlock()
+	waiting, busy := b.looks[pf]
+	if slices.Contains(waiting, s) || b.ctx.Err() != nil {
+		return
+	}
+	b.looks[pf] = append(waiting, s)
+	if !busy {
+		b.workers.Go(func() { b.lookOn(pf) })
+	}
+}
+
+// lookOn looks at what waits of a PF until nothing does.
+func (b *Broker) lookOn(pf string) {
+	for {
+		b.mu.look()
+		waiting := b.looks[pf]
+		if len(waiting) == 0 || b.ctx.Err() != nil {
+			delete(b.looks, pf)
+			b.mu.Unlock()
+			return
+		}
+		b.looks[pf] = waiting[1:]
+		b.mu.Unlock()
+		if err := b.lookAgain(pf, waiting[0]); err != nil && b.ctx.Err() == nil {
+			b.log.Warn("inventory", "err", err)
+		}
+	}
+}
+
+func (b *Broker) lookAgain(pf string, s stale) error {
+	switch {
+	case s.host:
+		return b.resync()
+	case s.link:
+		b.setUp(pf, b.netdevUp(s.netdev))
+		b.changed(pf)
+		return nil
+	}
+	return b.refresh(s)
 }
 
 // resync looks at the whole host, whatever events there were.
@@ -110,10 +169,10 @@ func (b *Broker) resync() error {
 	return err
 }
 
-// refresh reads the function of an event anew, and no other.
-func (b *Broker) refresh(ev sysfs.Uevent) (err error) {
+// refresh reads a function anew, and no other.
+func (b *Broker) refresh(s stale) (err error) {
 	b.mu.Lock()
-	ref, known := b.inv.byAddr[ev.PCI]
+	ref, known := b.inv.byAddr[s.addr]
 	var id FunctionID
 	var pf string
 	if known {
@@ -125,9 +184,9 @@ func (b *Broker) refresh(ev sysfs.Uevent) (err error) {
 		err = b.refreshFunction(id)
 	case known:
 		err = b.readPF(pf)
-	case ev.Subsystem == "pci" && ev.Action == "add":
+	case s.added:
 		// A VF of a PF that is being carved, or a new device.
-		err = b.readPF(ev.PCI.String())
+		err = b.readPF(s.addr.String())
 	}
 	if known {
 		b.changed(id.PF)
