@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -294,6 +295,41 @@ func TestJournalHeld(t *testing.T) {
 		"--metrics-socket", "", "--root", filepath.Join(dir, "absent")}, &stdout, &stderr)
 	if code != exitServed || !strings.Contains(stderr.String(), "another vfbrokerd holds it") {
 		t.Errorf("exit code %d, want %d: %s", code, exitServed, stderr.String())
+	}
+}
+
+// A host has one daemon, whatever the second one's socket and state directory are; a fixture has any number.
+func TestHostLent(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(privateDir(t), "vfbroker.lock")
+	writeFile(t, path, "12345678 and more, of a daemon before", 0o600)
+	lock, err := lockHost(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("start vfbrokerd: another vfbrokerd (process %d) lends this host's VFs; stop that one first (%s is its lock)", os.Getpid(), path)
+	if _, err := lockHost(path); !errors.Is(err, errLent) || err.Error() != want {
+		t.Errorf("a second one: %v, want %s", err, want)
+	}
+	writeFile(t, path, "", 0o600)
+	if _, err := lockHost(path); !errors.Is(err, errLent) || strings.Contains(err.Error(), "process") {
+		t.Errorf("a second one, of a first that is not named: %v", err)
+	}
+	lock.Close()
+	if lock, err = lockHost(path); err != nil {
+		t.Errorf("after the first has ended: %v", err)
+	}
+	lock.Close()
+	if _, err := lockHost(filepath.Join(path, "x")); err == nil || errors.Is(err, errLent) || !strings.HasPrefix(err.Error(), "lock host: ") {
+		t.Errorf("without a directory: %v", err)
+	}
+	fixture := t.TempDir()
+	for range 2 {
+		lock, err := claimHost(fixture)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer lock.Close()
 	}
 }
 

@@ -41,7 +41,7 @@ Exit codes:
   0  ended by SIGTERM or SIGINT
   1  could not serve; the message says why
   2  wrong flags or configuration; nothing was touched
-  3  another vfbrokerd serves the socket or holds the journal; nothing was touched`
+  3  another vfbrokerd serves the socket, holds the journal or lends this host's VFs; nothing was touched`
 
 // usageError is a mistake in the flags or the configuration.
 type usageError struct{ error }
@@ -62,7 +62,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch {
 	case errors.As(err, new(usageError)):
 		return exitUsage
-	case errors.Is(err, errServed), errors.Is(err, errHeld):
+	case errors.Is(err, errLent), errors.Is(err, errServed), errors.Is(err, errHeld):
 		return exitServed
 	default:
 		return exitFailed

@@ -24,7 +24,7 @@ const drainTime = 10 * time.Second
 const closeTime = 5 * time.Second
 
 // serve runs the daemon until ctx ends. Nothing of the host is touched before
-// it is certain that no other daemon serves the socket or holds the journal; and the socket does not answer before
+// it is certain that no other daemon works on it, serves the socket or holds the journal; and the socket does not answer before
 // the journal and the host agree.
 func serve(ctx context.Context, c config, root string, log *slog.Logger) error {
 	given, err := systemdSockets()
@@ -32,6 +32,11 @@ func serve(ctx context.Context, c config, root string, log *slog.Logger) error {
 		return err
 	}
 	defer given.close()
+	claimed, err := claimHost(root)
+	if err != nil {
+		return err
+	}
+	defer claimed.Close()
 	lock, err := claim(c, given)
 	if err != nil {
 		return err

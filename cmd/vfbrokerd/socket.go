@@ -22,16 +22,25 @@ func lockSocket(path string) (*os.File, error) {
 	if err := makeDir(filepath.Dir(path)); err != nil {
 		return nil, fmt.Errorf("lock socket %s: %w", path, err)
 	}
-	lock, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	lock, err := lockFile(path + ".lock")
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fmt.Errorf("listen on %s: %w", path, errServed)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock socket %s: %w", path, err)
 	}
+	return lock, nil
+}
+
+// lockFile locks a file, which it makes if need be, until it is closed. EWOULDBLOCK: another daemon has the lock.
+func lockFile(path string) (*os.File, error) {
+	lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		lock.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("listen on %s: %w", path, errServed)
-		}
-		return nil, fmt.Errorf("lock socket %s: %w", path, err)
+		return nil, err
 	}
 	return lock, nil
 }
