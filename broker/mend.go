@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Setting right again is tried so often, with pauses that double from one second on. A
-// drift that stays away for calm begins anew.
+// Setting right again is tried so often, with pauses that double from one second on. What is
+// given up stays so as long as the drift does. One that comes again, and was last set right longer than calm ago, begins anew.
 const (
 	maxRepairs = 5
 	calm       = 10 * time.Minute
@@ -22,15 +22,19 @@ type mended struct {
 // mayMend says whether a drift may be set right now; otherwise after what pause, 0: not any
 // more, since somebody else insists.
 func (m *mended) mayMend(d *Drift) (now bool, pause time.Duration) {
-	if time.Since(m.last) > calm {
+	since := time.Since(m.last)
+	if since > calm && !d.GivenUp {
 		m.times = 0
 	}
-	switch next := time.Second << m.times; {
-	case d.GivenUp || m.times >= maxRepairs:
+	d.Repairs = m.times // a drift that was over meanwhile, too
+	if m.times >= maxRepairs {
 		d.GivenUp = true
 		return false, 0
-	case m.times > 0 && time.Since(m.last) < next:
-		return false, next - time.Since(m.last)
+	}
+	if m.times > 0 {
+		if next := time.Second << (m.times - 1); since < next {
+			return false, next - since
+		}
 	}
 	m.times++
 	m.last, d.Repairs = time.Now(), m.times
