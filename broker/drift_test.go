@@ -6,6 +6,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"vfbroker/broker"
@@ -52,6 +53,47 @@ func TestDriftOfDriver(t *testing.T) {
 	}
 	// The driver has given the VF an address, which stays until the next grant or release.
 	r.until("it is over", func() bool { return !strings.Contains(kinds(r.function(3).Drift), "driver") })
+}
+
+// A lent function that is no longer isolated is reported as long as it is not, at a look at the whole host at the latest: the
+// kernel has no event for it. The lease stays.
+func TestDriftOfIsolation(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const resync = 10 * time.Minute // the limit's default
+		r := newRig(t, watched, func(r *rig) { r.options.Policy.PFs[0].Repair = true })
+		l := r.acquire("1", "a")
+		allow := func(value string) {
+			t.Helper()
+			if err := r.host.Behind().Write("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", value); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(resync + time.Second)
+			synctest.Wait()
+		}
+		allow("Y")
+		if got := kinds(r.function(0).Drift); !strings.HasPrefix(got, "isolation: want isolated, found ") || !strings.Contains(got, "allows unsafe interrupts") {
+			t.Errorf("drift %q", got)
+		}
+		if got := kinds(r.function(1).Drift); got != "" {
+			t.Errorf("drift of a free function, which is looked at before it is lent: %q", got)
+		}
+		if _, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "2", Guest: "b"}); !errors.Is(err, broker.ErrNotIsolated) {
+			t.Errorf("another is lent: %v", err)
+		}
+		allow("N")
+		if got := kinds(r.function(0).Drift); got != "" {
+			t.Errorf("it is isolated again, and drift is %q", got)
+		}
+		if s := r.Stats(); s.Drifted[broker.DriftIsolation] != 1 {
+			t.Errorf("counted: %v", s.Drifted)
+		}
+		if got, err := r.Lease(root, l.ID); err != nil || got.State != broker.Active {
+			t.Errorf("the lease is %s, %v", got.State, err)
+		}
+		r.release(l)
+		r.pristine()
+	})
 }
 
 // A PF without a driver has no interface that could be set up.
