@@ -86,7 +86,7 @@ type PFPolicy struct {
 	VFs    *int   // carve at start; nil: leave as it is
 	MaxVFs int    // 0: what the hardware offers
 	Trust  bool   // requests may ask for a trusted VF
-	Repair bool   // what others changed of its VFs is set right again; else it is only reported
+	Repair bool   // what others changed of its count of VFs and of lent VFs' attributes is set right again; else it is only reported
 }
 
 // Broker lends the functions of one host. Its methods are safe for concurrent use.

@@ -16,7 +16,10 @@ import (
 // DriftKind is what differs from what the broker set.
 type DriftKind string
 
-// The kinds of drift.
+// The kinds of drift. A foreign holder of a function needs none of its own. A free VF has no driver, so that whoever opens it (vfio) or
+// gives it to a domain (pciback) has bound it first, which is DriftDriver. One that is lent is open already, and is neither opened
+// (drivers/vfio/group.c vfio_group_fops_open) nor assigned (libxl_device_pci_assignable_list) a second time; what has it beyond its lease keeps it from being
+// scrubbed, and is named by the reason.
 const (
 	DriftNumVFs     DriftKind = "numvfs"     // a PF has another number of VFs than it was carved into
 	DriftGone       DriftKind = "gone"       // a PF or VF has gone from the host
