@@ -44,6 +44,37 @@ func TestInterruptedCarve(t *testing.T) {
 	}
 }
 
+// A PF that was carved by hand, of which no policy names a count, has its VFs again after each reboot. In the same boot a
+// count that somebody else changed is drift, and no start of the daemon undoes it.
+func TestCarvedByHandAfterReboot(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(r *rig) { r.options.Policy.PFs[0].VFs = nil })
+	if _, err := r.Carve(t.Context(), root, broker.CarveRequest{RequestID: "c", PF: r.pf, NumVFs: 5}); err != nil {
+		t.Fatal(err)
+	}
+	has := func(when string, want int) {
+		t.Helper()
+		if pf, err := sriov.ReadPF(r.host, r.host.PF(pfMAC)); err != nil || pf.NumVFs != want {
+			t.Errorf("%s: %d VFs, %v; want %d", when, pf.NumVFs, err, want)
+		}
+	}
+	has("carved", 5)
+	for _, when := range []string{"after a reboot", "after another"} {
+		r.reboot()
+		has(when, 5)
+	}
+	r.release(r.acquire("1", "b"))
+	r.numVFs("0")
+	r.restart()
+	has("after somebody else carved it", 0)
+	r.until("it is drift", func() bool {
+		pfs, _, err := r.Inventory(root, r.pf, broker.Page{})
+		return err == nil && kinds(pfs[0].Drift) == "numvfs: want 5, found 0"
+	})
+	r.reboot()
+	has("and after a reboot", 5)
+}
+
 // Carves that are refused because the journal cannot be written change nothing, now or after a restart, and however many
 // they are, the journal owes no more than what it had.
 func TestCarveJournalFull(t *testing.T) {

@@ -295,16 +295,22 @@ func TestVanished(t *testing.T) {
 	}
 }
 
-func TestReboot(t *testing.T) {
-	t.Parallel()
-	r := newRig(t)
-	l := r.acquire("1", "a")
+// reboot restarts the host, its guests and the daemon.
+func (r *rig) reboot() {
+	r.t.Helper()
 	r.Broker.Close()
 	r.store.Close()
 	r.hv.End("a")
 	r.host.Reboot()
 	r.host.SetUp(r.host.PF(pfMAC), true)
 	r.open()
+}
+
+func TestReboot(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	l := r.acquire("1", "a")
+	r.reboot()
 	got, err := r.Lease(root, l.ID)
 	if err != nil || got.State != broker.Closed || !strings.Contains(got.Reason, "reboot") {
 		t.Errorf("lease of the old boot: %s (%s), %v", got.State, got.Reason, err)

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	pb "vfbroker/broker/brokerpb"
+	"vfbroker/sriov/sysfs"
 	"vfbroker/test/rig"
 )
 
@@ -96,12 +97,7 @@ func (c *chaos) afterPowerCut(t *testing.T, boot int) {
 	began := time.Now()
 	c.durableDaemon(ctx, t)
 	c.nothingOfTheOldBoot(ctx, t)
-	if n, err := c.host.numVFs(); err != nil {
-		t.Fatal(err)
-	} else if n != labVFs {
-		t.Logf("after the reboot the PF has %d VFs", n)
-		c.carveAgain(t, fmt.Sprintf("cut-carve-%d", boot), labVFs)
-	}
+	c.carvedAsBefore(ctx, t, boot)
 	c.idle(ctx, t)
 	c.result.PowerCut.Seconds = max(c.result.PowerCut.Seconds, time.Since(began).Seconds())
 	c.lendAgain(t)
@@ -112,6 +108,19 @@ func (c *chaos) afterPowerCut(t *testing.T, boot int) {
 		c.untilPowerCut(t)
 	}
 	c.result.Passed = true
+}
+
+// carvedAsBefore: the PF has the VFs that it was carved into by hand before the cut; no policy names their number.
+func (c *chaos) carvedAsBefore(ctx context.Context, t *testing.T, boot int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, settling)
+	defer cancel()
+	n := 0
+	err := sysfs.Wait(ctx, func() (done bool, err error) { n, err = c.host.numVFs(); return n == labVFs, err })
+	if err != nil {
+		t.Errorf("wait until the PF is carved as before the power cut: it has %d VFs, want %d: %v", n, labVFs, err)
+		c.carveAgain(t, fmt.Sprintf("cut-carve-%d", boot), labVFs) // what comes after is looked at all the same
+	}
 }
 
 // nothingOfTheOldBoot: every lease that a client was told of is known, and none is live.
