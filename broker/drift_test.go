@@ -11,6 +11,7 @@ import (
 
 	"vfbroker/broker"
 	"vfbroker/sriov"
+	"vfbroker/sriov/sysfs"
 )
 
 // watched is a rig that hears the host's events.
@@ -53,6 +54,46 @@ func TestDriftOfDriver(t *testing.T) {
 	}
 	// The driver has given the VF an address, which stays until the next grant or release.
 	r.until("it is over", func() bool { return !strings.Contains(kinds(r.function(3).Drift), "driver") })
+}
+
+// Of a change whose event was lost nothing is known but that something was. It is seen all the same a moment after
+// the loss is, and not only at the next look at the whole host, which is ten minutes away.
+func TestLostEvents(t *testing.T) {
+	t.Parallel()
+	for name, lose := range map[string]func(chan<- sysfs.Uevent, chan<- sriov.LinkEvent){
+		"uevents": func(u chan<- sysfs.Uevent, _ chan<- sriov.LinkEvent) { u <- sysfs.Uevent{Lost: true} },
+		"links":   func(_ chan<- sysfs.Uevent, l chan<- sriov.LinkEvent) { l <- sriov.LinkEvent{Lost: true} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				uevents, links := make(chan sysfs.Uevent), make(chan sriov.LinkEvent) // that tell of nothing else
+				r := newRig(t, func(r *rig) { r.options.Uevents, r.options.Links = uevents, links })
+				time.Sleep(time.Minute)
+				r.behind(0, sriov.VFAttrs{VLAN: new(7)})
+				if err := r.host.Behind().Write(r.function(1).Addr.Dir()+"/driver_override", "igbvf"); err != nil {
+					t.Fatal(err)
+				}
+				if err := r.host.Behind().Write("/sys/bus/pci/drivers/igbvf/bind", r.function(1).Addr.String()); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				if got := kinds(r.function(0).Drift) + kinds(r.function(1).Drift); got != "" {
+					t.Fatalf("drift %q without any event", got)
+				}
+				lose(uevents, links)
+				time.Sleep(2 * time.Second) // the burst is waited for
+				synctest.Wait()
+				if got := kinds(r.function(0).Drift); got != "attributes: want vlan=0, found vlan=7" {
+					t.Errorf("drift of the attributes %q", got)
+				}
+				if got := kinds(r.function(1).Drift); !strings.HasPrefix(got, "driver: want none, found igbvf") {
+					t.Errorf("drift of the driver %q", got)
+				}
+			})
+		})
+	}
 }
 
 // A lent function that is no longer isolated is reported as long as it is not, at a look at the whole host at the latest: the

@@ -255,9 +255,17 @@ func TestCarveRace(t *testing.T) {
 	if res, err := r.Carve(t.Context(), root, broker.CarveRequest{RequestID: "other", PF: other, NumVFs: 2}); err != nil || res.After != 2 {
 		t.Errorf("another PF: %+v, %v", res, err)
 	}
+	slowly := broker.CarveRequest{RequestID: "slow", PF: r.pf, NumVFs: 3}
+	if _, err := r.Carve(t.Context(), root, slowly); !errors.Is(err, broker.ErrConflict) {
+		t.Errorf("the same carve again, before it has ended: %v", err)
+	}
 	close(goOn)
 	if err := <-slow; err != nil {
 		t.Error(err)
+	}
+	writes := len(r.host.Writes())
+	if res, err := r.Carve(t.Context(), root, slowly); err != nil || res.Before != 3 || len(r.host.Writes()) != writes {
+		t.Errorf("the same carve again, after it has ended: %+v, %v", res, err)
 	}
 }
 

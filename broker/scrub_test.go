@@ -1,6 +1,8 @@
 package broker_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -122,6 +124,46 @@ func lendBeside(t *testing.T, effect string, release bool) {
 	if err := <-ended; err != nil {
 		t.Errorf("the first, when it goes on: %v", err)
 	}
+}
+
+// A host write that blocks does not keep its caller: the wait ends with the caller's deadline, and the work goes on. The same
+// request waits for it again.
+func TestBlockedWrite(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		gate, hangs := make(chan struct{}), false
+		r.hang(" vf ", gate, &hangs)
+		request := broker.Request{RequestID: "1", Guest: "a"}
+		for range 2 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			begin := time.Now()
+			_, err := r.Acquire(ctx, root, request)
+			if took := time.Since(begin); !hangs || !errors.Is(err, context.DeadlineExceeded) || took != time.Second {
+				t.Fatalf("it returned after %s: %v; does the write hang: %v", took, err, hangs)
+			}
+		}
+		answer := make(chan error, 1)
+		go func() {
+			l, err := r.Acquire(t.Context(), root, request)
+			if err == nil && l.State != broker.Active {
+				err = fmt.Errorf("lease %s is %s", l.ID, l.State)
+			}
+			answer <- err
+		}()
+		synctest.Wait()
+		if len(answer) != 0 {
+			t.Fatal("the same request does not wait for the write")
+		}
+		close(gate)
+		if err := <-answer; err != nil {
+			t.Errorf("when the write ends: %v", err)
+		}
+		if held := r.hv.Held("a"); len(held) != 1 {
+			t.Errorf("the guest holds %v, want one function", held)
+		}
+	})
 }
 
 // hang makes effects on the first PF's functions and on guest a end when the gate opens.
