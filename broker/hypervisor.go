@@ -30,7 +30,8 @@ type Hypervisor interface {
 	Attach(ctx context.Context, g Guest, f Function, lease LeaseID) (Slot, error)
 	// Detach asks the guest to let go of the slot and returns as soon as the
 	// hypervisor has taken the request; the end is an Event, or its absence from Attached.
-	// A slot that is not there is no error.
+	// A slot that is not there is no error. It needs no generation: a slot is named after its lease's id of 128
+	// random bits (SlotOf), so that a Detach that comes late finds the slot of no other lease.
 	Detach(ctx context.Context, g Guest, slot Slot) error
 	// Attached lists the functions that the guest holds. ErrNotFound: the guest is gone
 	// (and so are its functions).
