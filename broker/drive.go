@@ -65,7 +65,7 @@ type driver struct {
 	e     *entry
 	o     observed
 	state LeaseState // in which o was observed
-	spent []StepTime
+	spent []StepTime // in that state
 	scrub ScrubRecord
 	tries int // waits in a row for a look that failed
 }
@@ -83,7 +83,7 @@ func (d *driver) round() bool {
 	if l.State != d.state {
 		// What was seen on the way there says nothing about the way back.
 		d.o = observed{recovering: d.o.recovering && d.state == ""}
-		d.state = l.State
+		d.state, d.spent = l.State, nil
 	}
 	d.o.now, d.o.repair = d.b.clock(), d.o.repair || d.repair()
 	a := next(l, d.o)
@@ -246,9 +246,6 @@ func (d *driver) turn(l Lease, a action) bool {
 			l.Reason = a.err.Error()
 		}
 	}, a.err)
-	if err == nil && a.to == Releasing {
-		d.spent = nil
-	}
 	return d.afterCommit(err)
 }
 
