@@ -52,7 +52,6 @@ func TestDriftOfDriver(t *testing.T) {
 	if err := r.host.Behind().Write("/sys/bus/pci/drivers/igbvf/unbind", free.Addr.String()); err != nil {
 		t.Fatal(err)
 	}
-	// The driver has given the VF an address, which stays until the next grant or release.
 	r.until("it is over", func() bool { return !strings.Contains(kinds(r.function(3).Drift), "driver") })
 }
 

@@ -59,6 +59,7 @@ type vfState struct {
 	lease  LeaseID
 	reason string        // of a quarantine
 	gone   bool          // it could not be read when it was last looked at
+	used   string        // the driver that somebody else had bound it to while it was free
 	read   uint64        // which look at the host vf is from: an older one that ends later does not count
 	state  FunctionState // Free, Leased, Scrubbing, or Quarantined
 
@@ -154,7 +155,7 @@ func (inv *inventory) update(read uint64, pf sriov.PF, record PFRecord, policy *
 
 // become sets the state of a function that no lease holds.
 func (v *vfState) become(record FunctionRecord) {
-	v.lease, v.state, v.reason, v.drift, v.mended = "", Free, record.Quarantined, nil, mended{}
+	v.lease, v.state, v.reason, v.used, v.drift, v.mended = "", Free, record.Quarantined, "", nil, mended{}
 	if v.reason != "" {
 		v.state = Quarantined
 	}
@@ -166,9 +167,13 @@ func (v *vfState) see(read uint64, vf sriov.VF) {
 		return
 	}
 	v.read, v.gone = read, vf.Addr.IsZero()
-	if !v.gone {
-		v.vf = vf
+	if v.gone {
+		return
 	}
+	if v.state == Free && v.vf.Driver != "" && vf.Driver == "" {
+		v.used = v.vf.Driver
+	}
+	v.vf = vf
 }
 
 // missing notes the PFs that a full look at the host did not find.

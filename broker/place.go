@@ -182,7 +182,7 @@ func needs(r Request, unsupported []string) string {
 
 // lendable says whether a VF may be lent; the function of that name says why not.
 func (v *vfState) lendable() bool {
-	return v.state == Free && v.lease == "" && !v.gone && v.vf.Driver == ""
+	return v.state == Free && v.lease == "" && !v.gone && v.vf.Driver == "" && v.used == ""
 }
 
 // lendable says whether a VF is free.
@@ -194,7 +194,7 @@ func lendable(p *pfState, i int) error {
 	switch id := p.functionID(i); {
 	case v.state == Quarantined:
 		return fmt.Errorf("function %s: %w: %s; see to it, then vfbroker quarantine clear %s", id, ErrQuarantined, v.reason, id)
-	case v.state == Scrubbing && v.lease == "":
+	case v.state == Scrubbing && v.lease == "", v.state == Free && v.used != "":
 		return fmt.Errorf("function %s: %w: it is being scrubbed; try again", id, ErrNoCapacity)
 	case v.lease != "":
 		return fmt.Errorf("function %s: %w: lease %s holds it", id, ErrNoCapacity, v.lease)

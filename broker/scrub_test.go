@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -203,4 +204,37 @@ func (r *rig) releaseAll(leases []broker.Lease) {
 		})
 	}
 	wg.Wait()
+}
+
+// What somebody else had bound and let go is scrubbed before it is lent, as what was lent is.
+func TestUsedByOthersIsScrubbed(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, watched)
+	f := r.function(0)
+	behind := func(name, value string) {
+		t.Helper()
+		if err := r.host.Behind().Write(name, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, driver := range []string{"igbvf", "vfio-pci"} {
+		behind(f.Addr.Dir()+"/driver_override", driver)
+		behind("/sys/bus/pci/drivers/"+driver+"/bind", f.Addr.String())
+		r.until("it is seen", func() bool { return r.function(0).Driver == driver })
+		r.host.Soil(f.Addr, "somebody's")
+		behind("/sys/bus/pci/drivers/"+driver+"/unbind", f.Addr.String())
+		behind(f.Addr.Dir()+"/driver_override", "\n")
+		r.until("it is in the audit log", func() bool {
+			log := r.audit(broker.AuditFilter{Function: f.ID.String()})
+			quarantined := slices.IndexFunc(log, func(l broker.AuditLine) bool {
+				return l.Event == broker.AuditQuarantined && strings.Contains(l.Reason, "it was bound to "+driver)
+			})
+			return quarantined >= 0 && slices.ContainsFunc(log[quarantined:], func(l broker.AuditLine) bool { return l.Event == broker.AuditScrubbed })
+		})
+		r.until("it is free", func() bool { return r.function(0).State == broker.Free })
+		r.pristine()
+	}
+	if l, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "1", Guest: "a", Function: f.ID.String()}); err != nil || l.Function != f.ID {
+		t.Errorf("lent again: %s, %v", l.Function, err)
+	}
 }

@@ -3,13 +3,14 @@ package broker
 import (
 	"context"
 	"errors"
+	"fmt"
 )
 
 // maxScrubs is how many functions of a PF are scrubbed at a time without a lease: a reset takes 100 ms.
 const maxScrubs = 8
 
 // tidy scrubs the functions of a PF that leave quarantine by themselves: whose lease ended with the host's
-// boot, that vanished under it and are back, or of which a new journal knows nothing.
+// boot, that vanished under it and are back, that somebody else had bound, or of which a new journal knows nothing.
 func (b *Broker) tidy(pf string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -22,6 +23,41 @@ func (b *Broker) tidy(pf string) {
 		p.tidying++
 		b.workers.Go(func() { b.tidyOn(p, id, lease) })
 	}
+}
+
+// distrust has the free functions of a PF scrubbed that somebody else had bound and has let go: what
+// was done to them is not known. It is called under Broker.mu.
+func (b *Broker) distrust(p *pfState) {
+	var batch Batch
+	for i := range p.vfs {
+		id, v := p.functionID(i), &p.vfs[i]
+		if v.used == "" || v.state != Free || p.policy == nil {
+			continue
+		}
+		record := b.inv.recordOf(id)
+		record.Quarantined, record.Rescrub = fmt.Sprintf("it was bound to %s, and not by a lease; it is scrubbed before it is lent", v.used), true
+		v.become(record)
+		audit := b.auditOfFunction(id.String(), AuditQuarantined)
+		audit.Addr, audit.Reason = v.vf.Addr.String(), record.Quarantined
+		batch.Functions, batch.Audit = append(batch.Functions, record), append(batch.Audit, audit)
+	}
+	if len(batch.Functions) == 0 || b.ctx.Err() != nil {
+		return
+	}
+	pf := p.id()
+	b.workers.Go(func() {
+		if err := b.commitOrOwe(b.ctx, batch); err != nil {
+			b.log.Error("journal: it is behind, and is written before anything is granted", "pf", pf, "err", err)
+		}
+		b.mu.Lock()
+		for _, record := range batch.Functions {
+			if _, v := b.inv.function(record.ID); v != nil && v.state == Quarantined && v.reason == record.Quarantined {
+				b.inv.records[record.ID] = record // from now on it may be scrubbed: its record does not overtake this one
+			}
+		}
+		b.mu.Unlock()
+		b.tidy(pf)
+	})
 }
 
 // tidyOn scrubs one function of a PF after the other.
