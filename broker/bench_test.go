@@ -89,7 +89,11 @@ func BenchmarkAcquireClients(b *testing.B) {
 				state = broker.Active
 			}
 			l := sampleLease(i/2, state)
-			return store.Commit(b.Context(), broker.Batch{Counter: l.Generation.Counter, Leases: []broker.Lease{l}})
+			batch := broker.Batch{Counter: l.Generation.Counter, Leases: []broker.Lease{l}}
+			if state == broker.Active {
+				batch.Audit = []broker.AuditRecord{sampleAudit(l)}
+			}
+			return store.Commit(b.Context(), batch)
 		})
 	})
 	b.Run("bbolt-Batch", func(b *testing.B) {
