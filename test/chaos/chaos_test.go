@@ -78,7 +78,11 @@ func TestJudge(t *testing.T) {
 			return nil
 		}, one("dirty")},
 		"the last tenant's trust": {func(vfs []truth, _ *pb.Lease, _ *tenancy) []*pb.Lease { vfs[1].Attrs.Trust = new(true); return nil }, one("dirty")},
-		"another rate":            {func(vfs []truth, _ *pb.Lease, _ *tenancy) []*pb.Lease { vfs[1].Attrs.MaxRate = new(0); return nil }, one("dirty")},
+		"called unsupported": {func(vfs []truth, l *pb.Lease, _ *tenancy) []*pb.Lease {
+			vfs[1].Attrs.Trust, l.Unsupported = new(true), []string{sriov.AttrTrust}
+			return nil
+		}, one("dirty")},
+		"another rate": {func(vfs []truth, _ *pb.Lease, _ *tenancy) []*pb.Lease { vfs[1].Attrs.MaxRate = new(0); return nil }, one("dirty")},
 		"not as asked": {func(_ []truth, _ *pb.Lease, told *tenancy) []*pb.Lease {
 			told.Asked = &wish{VLAN: 8, MaxRate: 100}
 			return nil

@@ -107,6 +107,12 @@ func groupHolders(proc string) (map[int][]int, error) {
 	return holders, nil
 }
 
+// linked says whether the PF has a link. Carving takes it away for a while, and without one igb sets no rate.
+func (h *host) linked() (bool, error) {
+	carrier, err := sysfs.ReadString(h.fs, "/sys/class/net/"+h.pf.Netdev+"/carrier")
+	return carrier == "1", err
+}
+
 // numVFs is how many VFs the kernel shows.
 func (h *host) numVFs() (int, error) {
 	pf, err := sriov.ReadPF(h.fs, h.pf.Addr)

@@ -120,9 +120,7 @@ func (c *chaos) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.daemon.Stop() })
-	if err := c.carve(ctx, "chaos-carve", labVFs); err != nil {
-		t.Fatal(err)
-	}
+	c.carveAgain(t, "chaos-carve", labVFs)
 }
 
 func (c *chaos) carve(ctx context.Context, request string, n int32) error {
@@ -160,7 +158,7 @@ func (c *chaos) restart(ctx context.Context, t *testing.T) time.Time {
 }
 
 // settle waits until nothing is under way: no lease pending or releasing, no function being scrubbed or
-// in quarantine. It returns the live leases.
+// in quarantine, and the PF with a link. It returns the live leases.
 func (c *chaos) settle(ctx context.Context, t *testing.T, began time.Time, limit time.Duration) []*pb.Lease {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -176,7 +174,10 @@ func (c *chaos) settle(ctx context.Context, t *testing.T, began time.Time, limit
 			return false, err
 		}
 		live = leases.Leases
-		unsettled = underWay(live, inventory.Pfs[0])
+		linked, err := c.host.linked()
+		if unsettled = underWay(live, inventory.Pfs[0]); unsettled == "" && !linked {
+			unsettled = fmt.Sprintf("the PF has no link: %v", err)
+		}
 		return unsettled == "", nil
 	})
 	if err != nil {

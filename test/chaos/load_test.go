@@ -53,8 +53,10 @@ type client struct {
 	leaving bool // its release was sent
 }
 
-// callTime is more than any call takes.
-const callTime = 2 * time.Minute
+const (
+	callTime = 2 * time.Minute // more than any call takes
+	linkMbps = 1000            // of the emulated NIC; igb sets no higher rate (igb_ndo_set_vf_bw in drivers/net/ethernet/intel/igb/igb_main.c)
+)
 
 // newLoad starts n clients, which are halted.
 func newLoad(d *rig.Daemon, h *host, guests []string, n int, seed uint64) *load {
@@ -247,6 +249,9 @@ func (c *client) ask(l *load) {
 	}
 	if c.rand.IntN(2) == 0 {
 		c.asked.VLAN = 1 + c.rand.IntN(4000)
+	}
+	if c.rand.IntN(2) == 0 {
+		c.asked.MaxRate = 1 + c.rand.IntN(linkMbps)
 	}
 	request := &pb.AcquireRequest{
 		RequestId: fmt.Sprintf("chaos-%d-%d-%d", l.seed, c.n, c.asks), Guest: l.guests[c.rand.IntN(len(l.guests))], Pf: l.pf, Owner: fmt.Sprintf("client %d", c.n),

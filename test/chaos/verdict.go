@@ -146,7 +146,8 @@ func tracesOf(now sriov.VFAttrs, l *pb.Lease, w *wish) string {
 			return fmt.Sprintf("lease %s of %s has MAC %s and VLAN %d, and %+v was asked for", l.Id, l.Function, l.Mac, l.Vlan, *w)
 		}
 	}
-	names := want.Diff(now, l.Unsupported...)
+	// What the broker calls unsupported is no excuse: of igb that is the link state alone, which nobody sets, and which reads as its default.
+	names := want.Diff(now)
 	if len(names) == 0 {
 		return ""
 	}
