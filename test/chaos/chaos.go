@@ -99,7 +99,8 @@ type Interrupted struct {
 	Acquires   int `json:"acquires"`
 	Releases   int `json:"releases"`
 	Carves     int `json:"carves"`
-	Recoveries int `json:"recoveries"` // kills before the daemon answered
+	Recoveries int `json:"recoveries"` // kills before the daemon listened
+	Recovered  int `json:"recovered"`  // those that were to come before, and came after
 }
 
 // fault takes a verdict into the sums.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,6 +24,8 @@ type Daemon struct {
 	dir string
 	log *os.File
 	cmd *exec.Cmd // nil: it does not run
+
+	stale fs.FileInfo // the socket's file when it was launched; nil: there was none
 
 	conn *grpc.ClientConn
 	pb.BrokerClient
@@ -70,11 +73,19 @@ func (d *Daemon) Start(ctx context.Context) error {
 func (d *Daemon) Launch() error {
 	cmd := exec.Command("vfbrokerd", "--config", d.config(), "--socket", d.socket(), "--metrics-socket", d.Metrics(), "--state-dir", d.state())
 	cmd.Stdout, cmd.Stderr = d.log, d.log
+	d.stale, _ = os.Stat(d.socket()) // nil if there is none
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start vfbrokerd: %w", err)
 	}
 	d.cmd = cmd
 	return nil
+}
+
+// Served says whether the daemon that was launched last, and that may have been killed since, came to listen: it
+// makes its socket anew, and not before it has recovered.
+func (d *Daemon) Served() bool {
+	now, err := os.Stat(d.socket())
+	return err == nil && (d.stale == nil || !os.SameFile(d.stale, now) || !d.stale.ModTime().Equal(now.ModTime()))
 }
 
 // redial is the pause between two tries to connect. They cost the only processor what a start needs.

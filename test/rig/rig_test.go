@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -31,6 +32,41 @@ func TestFindPF(t *testing.T) {
 	}
 	if pf, err := findPF(t.Context(), host, "52:54:00:0a:00:03"); err == nil || !strings.Contains(err.Error(), "52:54:00:0a:00:03") {
 		t.Errorf("one that there is not: %s, %v", pf.ID, err)
+	}
+}
+
+func TestServed(t *testing.T) {
+	t.Parallel()
+	d := &Daemon{dir: t.TempDir()}
+	if d.Served() {
+		t.Error("served without a socket")
+	}
+	touch := func() {
+		t.Helper()
+		if err := os.WriteFile(d.socket(), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	touch()
+	if !d.Served() {
+		t.Error("its socket is there, and it did not serve")
+	}
+	var err error
+	if d.stale, err = os.Stat(d.socket()); err != nil {
+		t.Fatal(err)
+	}
+	if d.Served() {
+		t.Error("served by the socket of the daemon before it")
+	}
+	if err := os.Rename(d.socket(), d.socket()+".old"); err != nil {
+		t.Fatal(err)
+	}
+	if d.Served() {
+		t.Error("served, and the old socket is gone")
+	}
+	touch()
+	if !d.Served() {
+		t.Error("there is a new socket, and it did not serve")
 	}
 }
 
