@@ -6,7 +6,32 @@ import (
 	"slices"
 
 	"vfbroker/broker"
+	pb "vfbroker/broker/brokerpb"
 )
+
+// rebooted is the reason of a lease that was live when its host was rebooted.
+const rebooted = "the host was rebooted"
+
+// cutShort lists the leases that a power cut found in the journal before they were granted. A grant and its audit record are
+// durable before the client is answered: these acquires had begun, and had not returned.
+func cutShort(leases []*pb.Lease, texts []string) (ids []string, err error) {
+	granted := map[string]bool{}
+	for _, text := range texts {
+		var r broker.AuditRecord
+		if err := json.Unmarshal([]byte(text), &r); err != nil {
+			return nil, err
+		}
+		if r.Event == broker.AuditGranted {
+			granted[string(r.Lease)] = true
+		}
+	}
+	for _, l := range leases {
+		if l.Reason == rebooted && !granted[l.Id] {
+			ids = append(ids, l.Id)
+		}
+	}
+	return ids, nil
+}
 
 // auditFaults says what is wrong with an audit log of which all records are given, while no lease is live: its chain,
 // and for each lease one grant and one end, with the evidence of its scrub. Clients were told of the granted ones.

@@ -87,11 +87,12 @@ type Rebinds struct {
 
 // PowerCut is how it went when the host lost its power in the middle of acquires.
 type PowerCut struct {
-	Cuts    int     `json:"cuts"`
-	Told    int     `json:"told"`    // grants that clients had been told of in those boots
-	Lost    int     `json:"lost"`    // those that the journal does not have, or has as live
-	Lent    int     `json:"lent"`    // grants after them
-	Seconds float64 `json:"seconds"` // from the daemon's start to all VFs being free, at most
+	Cuts     int     `json:"cuts"`
+	Acquires int     `json:"acquires"` // that were under way at the cuts: begun in the journal, and neither granted nor answered
+	Told     int     `json:"told"`     // grants that clients had been told of in those boots
+	Lost     int     `json:"lost"`     // those that the journal does not have, or has as live
+	Lent     int     `json:"lent"`     // grants after them
+	Seconds  float64 `json:"seconds"`  // from the daemon's start to all VFs being free, at most
 }
 
 // Interrupted counts the calls that were under way when the daemon was killed.

@@ -219,6 +219,19 @@ func logOf(t *testing.T, records ...broker.AuditRecord) (texts []string, head st
 	return texts, head
 }
 
+func TestCutShort(t *testing.T) {
+	t.Parallel()
+	texts, _ := logOf(t,
+		broker.AuditRecord{Event: broker.AuditGranted, Lease: "granted"}, broker.AuditRecord{Event: broker.AuditQuarantined, Lease: "begun"})
+	got, err := cutShort([]*pb.Lease{{Id: "granted", Reason: rebooted}, {Id: "begun", Reason: rebooted}, {Id: "failed", Reason: "why"}}, texts)
+	if diff := cmp.Diff([]string{"begun"}, got); err != nil || diff != "" {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+	if got, err := cutShort(nil, []string{"{"}); err == nil {
+		t.Errorf("a torn audit record: %q", got)
+	}
+}
+
 func TestAuditFaults(t *testing.T) {
 	t.Parallel()
 	grant := broker.AuditRecord{Event: broker.AuditGranted, Lease: "a"}

@@ -83,22 +83,26 @@ func (c *chaos) drain(t *testing.T, l *load) {
 func (c *chaos) audit(t *testing.T, l *load) {
 	ctx, cancel := context.WithTimeout(t.Context(), settling)
 	defer cancel()
-	var texts []string
+	texts, head := c.auditLog(ctx, t)
+	faults := auditFaults(texts, head, l.granted)
+	c.result.Unaudited += len(faults)
+	for _, fault := range faults {
+		t.Error(fault)
+	}
+}
+
+// auditLog is the whole audit log, and its head.
+func (c *chaos) auditLog(ctx context.Context, t *testing.T) (texts []string, head string) {
+	t.Helper()
 	for request := (&pb.AuditRequest{}); ; {
 		page, err := c.daemon.Audit(ctx, request)
 		if err != nil {
 			t.Fatal(err)
 		}
 		texts = append(texts, page.Records...)
-		if request.PageToken = page.NextPageToken; request.PageToken != "" {
-			continue
+		if request.PageToken = page.NextPageToken; request.PageToken == "" {
+			return texts, page.Head
 		}
-		faults := auditFaults(texts, page.Head, l.granted)
-		c.result.Unaudited += len(faults)
-		for _, fault := range faults {
-			t.Error(fault)
-		}
-		return
 	}
 }
 

@@ -26,6 +26,9 @@ import (
 const (
 	stateDisk = "/var/lib" // survives a power cut
 	toldFile  = stateDisk + "/chaos-told"
+
+	// Nobody knows at the cut what it falls into: as long as none fell into an acquire, so many more are made.
+	moreCuts = 2
 )
 
 // powerCut acquires and releases, with the journal on the state disk, until the host loses its power. Each
@@ -97,6 +100,7 @@ func (c *chaos) afterPowerCut(t *testing.T, boot int) {
 	began := time.Now()
 	c.durableDaemon(ctx, t)
 	c.nothingOfTheOldBoot(ctx, t)
+	c.acquiresCutShort(ctx, t)
 	c.carvedAsBefore(ctx, t, boot)
 	c.idle(ctx, t)
 	c.result.PowerCut.Seconds = max(c.result.PowerCut.Seconds, time.Since(began).Seconds())
@@ -104,8 +108,12 @@ func (c *chaos) afterPowerCut(t *testing.T, boot int) {
 	if t.Failed() {
 		return
 	}
-	if cuts := number(t, "CHAOS_CUTS", 0); c.result.PowerCut.Cuts < cuts {
+	cut, cuts := &c.result.PowerCut, number(t, "CHAOS_CUTS", 0)
+	if cut.Cuts < cuts || cut.Acquires == 0 && cut.Cuts < cuts+moreCuts {
 		c.untilPowerCut(t)
+	}
+	if cut.Acquires == 0 {
+		t.Fatalf("none of %d power cuts fell into an acquire", cut.Cuts)
 	}
 	c.result.Passed = true
 }
@@ -156,6 +164,28 @@ func (c *chaos) nothingOfTheOldBoot(ctx context.Context, t *testing.T) {
 		}
 	}
 	c.result.PowerCut.Told = n
+}
+
+// acquiresCutShort counts the acquires that the cuts so far fell into: the journal keeps those of earlier boots, too.
+func (c *chaos) acquiresCutShort(ctx context.Context, t *testing.T) {
+	var leases []*pb.Lease
+	for request := (&pb.LeasesRequest{All: true}); ; {
+		page, err := c.daemon.Leases(ctx, request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leases = append(leases, page.Leases...)
+		if request.PageToken = page.NextPageToken; request.PageToken == "" {
+			break
+		}
+	}
+	texts, _ := c.auditLog(ctx, t)
+	ids, err := cutShort(leases, texts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.result.PowerCut.Acquires = len(ids)
+	t.Logf("after %d power cuts: the acquires of leases %v were under way", c.result.PowerCut.Cuts, ids)
 }
 
 // lendAgain lends every VF once.
