@@ -80,9 +80,9 @@ type Behind struct {
 // Rebinds is how it went when somebody else bound and unbound VFs.
 type Rebinds struct {
 	Cycles  int     `json:"cycles"`
-	Phantom int     `json:"phantom"` // VFs, or drivers of VFs, that only the API has
-	Missing int     `json:"missing"` // those that only the kernel has
-	MaxLag  float64 `json:"max_lag_seconds"`
+	Phantom int     `json:"phantom"`         // VFs, or drivers of VFs, that only the API has
+	Missing int     `json:"missing"`         // those that only the kernel has
+	MaxLag  float64 `json:"max_lag_seconds"` // from a change to the API showing it
 }
 
 // PowerCut is how it went when the host lost its power in the middle of acquires.
