@@ -34,9 +34,11 @@ type Result struct {
 
 	Unaudited int `json:"unaudited"` // faults of the audit log: its chain, a grant and a scrubbed end for each lease
 
-	MaxRecovery    float64 `json:"max_recovery_seconds"` // from the daemon's start until it answers and each lease is decided
+	MaxRecovery    float64 `json:"max_recovery_seconds"` // from the daemon's start until it answers
 	MedianRecovery float64 `json:"median_recovery_seconds"`
-	MaxSettled     float64 `json:"max_settled_seconds"` // from the daemon's start until nothing is under way
+	MaxSettled     float64 `json:"max_settled_seconds"`   // from the daemon's start until nothing is under way
+	UnderWay       int     `json:"under_way"`             // leases that were pending or releasing when the daemon first answered
+	MaxUnderWay    float64 `json:"max_under_way_seconds"` // from its start until those were active, closed or lost
 
 	Interrupted Interrupted `json:"interrupted"` // what the kills landed in
 	Grants      int         `json:"grants"`      // that clients got

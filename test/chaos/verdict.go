@@ -170,6 +170,11 @@ func text(a sriov.VFAttrs) map[string]any {
 	return values
 }
 
+// moving says whether a lease is on its way to a state in which it can stay.
+func moving(l *pb.Lease) bool {
+	return l.State == pb.LeaseState_LEASE_STATE_PENDING || l.State == pb.LeaseState_LEASE_STATE_RELEASING
+}
+
 // underWay says what of the leases and functions has not come to rest; "": nothing.
 func underWay(live []*pb.Lease, pf *pb.PF) string {
 	for _, l := range live {
