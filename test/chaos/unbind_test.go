@@ -79,7 +79,8 @@ func (c *chaos) unbind(t *testing.T) {
 	c.result.Unbind.LentAgain = !t.Failed()
 }
 
-// awaitEnd waits until a lease whose function goes is lost.
+// awaitEnd waits until a lease has ended whose function goes. It is lost: when its guest has let go, which is what the kernel
+// waits for, the function is gone before anybody can scrub it.
 func (c *chaos) awaitEnd(ctx context.Context, t *testing.T, lease *pb.Lease) {
 	t.Helper()
 	var now *pb.Lease
@@ -88,9 +89,11 @@ func (c *chaos) awaitEnd(ctx context.Context, t *testing.T, lease *pb.Lease) {
 		return err == nil && (now.State == pb.LeaseState_LEASE_STATE_LOST || now.State == pb.LeaseState_LEASE_STATE_CLOSED), err
 	})
 	t.Logf("lease %s of %s is %s: %s", now.Id, now.Guest, now.State, now.Reason)
-	if now.State == pb.LeaseState_LEASE_STATE_LOST {
-		c.result.Unbind.Lost++
+	if now.State != pb.LeaseState_LEASE_STATE_LOST {
+		t.Errorf("lease %s of %s is %s though its function went, want it lost", now.Id, now.Guest, now.State)
+		return
 	}
+	c.result.Unbind.Lost++
 }
 
 // answers says that the daemon answers while the kernel waits.
