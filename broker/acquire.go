@@ -290,9 +290,8 @@ func (b *Broker) fill(ctx context.Context, l *Lease, id FunctionID) error {
 	if l.Plan.Found.Driver != "" {
 		return foreign(l, l.Plan.Found.Driver)
 	}
-	if l.Plan.FoundAttrs, err = b.readAttributes(ctx, id); errors.Is(err, sriov.ErrNotReadable) {
-		err = nil
-	}
+	l.Plan.FoundAttrs, err = b.readAttributes(ctx, id)
+	_, err = b.unread(id, err) // what could not be read back after is not begun
 	return err
 }
 

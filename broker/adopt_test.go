@@ -116,7 +116,7 @@ func TestAdoptedIsKept(t *testing.T) {
 // What a guest holds is learned from it where the kernel cannot return the PF's list, too.
 func TestAdoptedNotReadable(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, guestsListed)
+	r := newRig(t, guestsListed, lendUnread)
 	r.host.NotReadable(r.host.PF(pfMAC), true)
 	first, second := r.acquire("1", "a"), r.acquire("2", "a")
 	r.loseJournal()

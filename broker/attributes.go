@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 
 	"vfbroker/rdma/ib"
@@ -86,7 +87,8 @@ func (b *Broker) readList(ctx context.Context, id string) ([]sriov.VFAttrs, erro
 }
 
 // writeAttributes writes a VF's attributes. Writes to one PF do not interleave;
-// another PF's wait for nothing. What the driver lacks is remembered of the PF.
+// another PF's wait for nothing. It returns what the driver lacks, which is decided by the first write to
+// a PF's VFs: what it took before and refuses now is an error.
 func (b *Broker) writeAttributes(ctx context.Context, id FunctionID, want sriov.VFAttrs) ([]string, error) {
 	pf, err := b.pfOf(id)
 	if err != nil {
@@ -103,13 +105,38 @@ func (b *Broker) writeAttributes(ctx context.Context, id FunctionID, want sriov.
 	}
 	unsupported, err := b.attrs.Set(ctx, pf, id.Index, want)
 	if err != nil {
-		return unsupported, fmt.Errorf("set attributes of function %s: %w", id, err)
+		return nil, fmt.Errorf("set attributes of function %s: %w", id, err)
 	}
 	b.mu.Lock()
-	p.unsupported = unsupported
+	refused := p.support.learn(want, sriov.DefaultAttrsOf(pf), unsupported)
 	b.mu.Unlock()
+	if len(refused) > 0 {
+		return nil, fmt.Errorf("set %s of function %s: %w: driver %s took it before and refuses it now; if its mode was changed, carve the PF anew",
+			strings.Join(refused, ", "), id, ErrUnsupported, pf.Driver)
+	}
 	return unsupported, nil
 }
+
+// unread passes on what came of reading a function's attributes. That the kernel cannot return the list is no error
+// where the PF's policy lends functions unread.
+func (b *Broker) unread(id FunctionID, err error) (unread bool, _ error) {
+	if !errors.Is(err, sriov.ErrNotReadable) {
+		return false, err
+	}
+	b.mu.look()
+	defer b.mu.Unlock()
+	p := b.inv.byID[id.PF] // its list was read
+	if p.lendsUnread() {
+		return true, nil
+	}
+	return false, fmt.Errorf("%w: %w; the PF has %d VFs: %s", ErrUnsupported, err, p.pf.NumVFs, unreadRemedy)
+}
+
+// lendsUnread is what the PF's policy says of VFs whose list cannot be read.
+func (p *pfState) lendsUnread() bool { return p.policy != nil && p.policy.Unread }
+
+// unreadRemedy is what helps where the kernel cannot return the list of a PF's VFs.
+const unreadRemedy = "carve fewer, or have them lent unread (unread: lend in the PF's configuration)"
 
 // pfOf returns the PF of a function as it was last read.
 func (b *Broker) pfOf(id FunctionID) (sriov.PF, error) {

@@ -87,6 +87,7 @@ type PFPolicy struct {
 	MaxVFs int    // 0: what the hardware offers
 	Trust  bool   // requests may ask for a trusted VF
 	Repair bool   // what others changed of its count of VFs and of lent VFs' attributes is set right again; else it is only reported
+	Unread bool   // VFs are lent where the kernel cannot return their list, so that nothing is read back; else they are quarantined
 }
 
 // Broker lends the functions of one host. Its methods are safe for concurrent use.

@@ -160,18 +160,46 @@ func (b *Broker) carve(ctx context.Context, p *pfState, addr pci.Addr, res *Carv
 	if err := b.noteCarve(ctx, p, &Carving{Want: res.After, Found: res.Before, BootID: b.bootID}, nil); err != nil {
 		return err
 	}
-	wide, cancel := context.WithTimeout(ctx, carveLimit(res.After))
-	defer cancel()
-	got, err := sriov.Carve(wide, b.fs, addr, res.After)
-	res.After = got
-	if err != nil {
-		err = fmt.Errorf("carve PF %s: %w: %w", p.id(), ErrUnavailable, err)
+	got, err := b.carveInto(ctx, p, addr, res.After)
+	var refusal error
+	if err == nil {
+		if refusal = b.carvedUnread(ctx, p, *res); refusal != nil {
+			got, err = b.carveInto(ctx, p, addr, res.Before)
+		}
 	}
+	res.After = got
 	var done *Carved
 	if err == nil {
 		done = &Carved{VFs: got, BootID: b.bootID}
 	}
-	return errors.Join(err, b.noteCarve(ctx, p, nil, done), b.readPF(addr.String()))
+	return errors.Join(refusal, err, b.noteCarve(ctx, p, nil, done), b.readPF(addr.String()))
+}
+
+func (b *Broker) carveInto(ctx context.Context, p *pfState, addr pci.Addr, n int) (got int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, carveLimit(n))
+	defer cancel()
+	if got, err = sriov.Carve(ctx, b.fs, addr, n); err != nil {
+		err = fmt.Errorf("carve PF %s: %w: %w", p.id(), ErrUnavailable, err)
+	}
+	return got, err
+}
+
+// carvedUnread says why a PF must not keep the VFs that it was carved into: the kernel cannot return their
+// list, and the PF's policy does not lend them unread.
+func (b *Broker) carvedUnread(ctx context.Context, p *pfState, res CarveResult) error {
+	b.mu.look()
+	lends := p.lendsUnread()
+	b.mu.Unlock()
+	if res.After == 0 || lends {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, b.limits.Step)
+	defer cancel()
+	_, err := b.readList(ctx, p.id())
+	if !errors.Is(err, sriov.ErrNotReadable) {
+		return nil // whatever it is, each scrub meets it, too
+	}
+	return fmt.Errorf("carve PF %s into %d VFs: %w: %w; it is set back to %d: %s", p.id(), res.After, ErrUnsupported, err, res.Before, unreadRemedy)
 }
 
 // noteCarve makes a carve's begin or end (c is nil) durable. done says that the VFs of
@@ -214,7 +242,7 @@ func (b *Broker) noteCarve(ctx context.Context, p *pfState, c *Carving, done *Ca
 		for _, f := range batch.Functions {
 			b.inv.records[f.ID] = f
 		}
-		p.vfs = nil
+		p.vfs, p.support = nil, support{}
 		b.inv.index()
 	}
 	return nil
@@ -254,7 +282,7 @@ func (b *Broker) finishCarving(ctx context.Context) {
 			b.noteCarve(ctx, p, nil, nil)
 			continue
 		}
-		res := CarveResult{PF: p.id(), Before: p.pf.NumVFs, After: c.Want}
+		res := CarveResult{PF: p.id(), Before: c.Found, After: c.Want}
 		if err := b.carve(ctx, p, p.pf.Addr, &res); err != nil {
 			b.log.Error("finish carve", "pf", p.id(), "want", c.Want, "err", err)
 		}

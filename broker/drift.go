@@ -129,7 +129,7 @@ func (b *Broker) seekDrift(p *pfState) (pause time.Duration) {
 		if s.id.Index < len(attrs) {
 			now = attrs[s.id.Index]
 		}
-		b.take(p, s.id.String(), &v.drift, driftOfVF(v, s, now, p.unsupported, isolated[s.lease.ID]))
+		b.take(p, s.id.String(), &v.drift, driftOfVF(v, s, now, p.support.without(s.attrs, sriov.DefaultAttrsOf(p.pf)), isolated[s.lease.ID]))
 		if next := b.repair(p, v, s); next > 0 && (pause == 0 || next < pause) {
 			pause = next
 		}

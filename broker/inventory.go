@@ -48,9 +48,9 @@ type pfState struct {
 	present   bool
 
 	// writing holds a token while attributes are written: writes to one PF do not interleave, and no other PF waits.
-	writing     chan struct{}
-	unsupported []string // attributes that its driver cannot set
-	reader      listReader
+	writing chan struct{}
+	support support
+	reader  listReader
 }
 
 // vfState is a VF and what the broker keeps of it.
@@ -125,6 +125,9 @@ func (inv *inventory) update(read uint64, pf sriov.PF, record PFRecord, policy *
 		}
 		// noteCarve's to change, whatever was remembered when the look began.
 		record.Carve, record.Carved = p.record.Carve, p.record.Carved
+		if !p.present || p.pf.Driver != pf.Driver || p.pf.Ifindex != pf.Ifindex {
+			p.support = support{}
+		}
 	}
 	p.pf, p.read, p.record, p.policy, p.present = pf, read, record, policy, true
 	old := p.vfs

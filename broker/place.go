@@ -163,7 +163,7 @@ func usable(p *pfState, r Request) error {
 	case r.Trust && !p.policy.Trust:
 		return fmt.Errorf("PF %s: %w: its policy does not allow trusted VFs", p.id(), ErrDenied)
 	}
-	if missing := needs(r, p.unsupported); missing != "" {
+	if missing := needs(r, p.support.lacks); missing != "" {
 		return fmt.Errorf("PF %s: %w: its driver %s cannot set %s of a VF", p.id(), ErrUnsupported, p.pf.Driver, missing)
 	}
 	return nil

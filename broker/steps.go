@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"vfbroker/guestshim"
-	"vfbroker/sriov"
 	"vfbroker/sriov/sysfs"
 )
 
@@ -99,14 +98,14 @@ func (b *Broker) attributesAre(ctx context.Context, l Lease, tried bool) (condit
 		want, same = b.defaultsOf(l.Function), asFree
 	}
 	now, err := b.readAttributes(ctx, l.Function)
-	if errors.Is(err, sriov.ErrNotReadable) && tried {
-		return same, nil // the record says that it was not read back
-	}
-	if errors.Is(err, sriov.ErrNotReadable) {
-		return between, nil
-	}
-	if err != nil {
+	unread, err := b.unread(l.Function, err)
+	switch {
+	case err != nil:
 		return unseen, err
+	case unread && tried:
+		return same, nil // the record says that it was not read back
+	case unread:
+		return between, nil
 	}
 	if len(want.Diff(now, l.Unsupported...)) == 0 {
 		return same, nil
@@ -165,8 +164,9 @@ func (b *Broker) do(ctx context.Context, l *Lease, s StepName) (observation, err
 	}
 	switch s {
 	case StepAttributes:
-		l.Unsupported, err = b.writeAttributes(ctx, l.Function, l.Plan.WantAttrs)
-		if err == nil {
+		var unsupported []string
+		if unsupported, err = b.writeAttributes(ctx, l.Function, l.Plan.WantAttrs); err == nil {
+			l.Unsupported = unsupported
 			if missing := needs(l.Request, l.Unsupported); missing != "" {
 				err = fmt.Errorf("set %s of function %s: %w: its PF's driver cannot", missing, l.Function, ErrUnsupported)
 			}
@@ -238,9 +238,7 @@ func (b *Broker) scrub(ctx context.Context, l *Lease, s StepName, evidence *Scru
 		return err
 	}
 	evidence.After, err = b.readAttributes(ctx, l.Function)
-	if errors.Is(err, sriov.ErrNotReadable) {
-		evidence.NotReadBack, err = true, nil
-	}
+	evidence.NotReadBack, err = b.unread(l.Function, err)
 	return err
 }
 

@@ -46,7 +46,7 @@ func (rtnetlink) VFs(ctx context.Context, pf PF) ([]VFAttrs, error) {
 	}
 	link, err := getLink(pf.Ifindex, extFilterVF|extFilterSkipStats)
 	if errors.Is(err, unix.EMSGSIZE) {
-		return fail(fmt.Errorf("%w: %w: the list of its VFs does not fit into a message; carve fewer", ErrNotReadable, err))
+		return fail(fmt.Errorf("%w: %w: the list of its VFs does not fit into a message", ErrNotReadable, err))
 	}
 	if err != nil {
 		return fail(err)
@@ -64,8 +64,8 @@ func (rtnetlink) VFs(ctx context.Context, pf PF) ([]VFAttrs, error) {
 // Some drivers take a value only in the right circumstances: igb sets no rate, not
 // even none, while its link is down. A refusal to set what is set already is
 // no failure. The zero MAC takes the address of a VF away in most drivers; one
-// that refuses it (EINVAL) does not support that, and the address of the last lease stays
-// in the VF until the next one writes its own.
+// that refuses it (EINVAL) does not support that, whatever the VF has at the moment, and the address of the
+// last lease stays in the VF until the next one writes its own.
 func (r rtnetlink) Set(ctx context.Context, pf PF, vf int, want VFAttrs) (unsupported []string, err error) {
 	fail := func(err error, names ...string) ([]string, error) {
 		return unsupported, fmt.Errorf("set %s of VF %d of PF %s: %w", strings.Join(names, ", "), vf, pf.Addr, err)
@@ -87,11 +87,9 @@ func (r rtnetlink) Set(ctx context.Context, pf PF, vf int, want VFAttrs) (unsupp
 		}
 		switch err := w.write(); {
 		case err == nil:
-		case errors.Is(err, unix.EOPNOTSUPP):
+		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL) && w.optional:
 			unsupported = append(unsupported, w.names...)
 		case r.isSet(ctx, pf, vf, want, w.names):
-		case errors.Is(err, unix.EINVAL) && w.optional:
-			unsupported = append(unsupported, w.names...)
 		case !pf.Up:
 			return fail(fmt.Errorf("%w: the PF is down; run: ip link set %s up", err, pf.Netdev), w.names...)
 		default:

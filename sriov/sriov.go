@@ -86,6 +86,6 @@ type Attributes interface {
 	VFs(ctx context.Context, pf PF) ([]VFAttrs, error)
 	// Set writes the attributes that want holds, one by one, to one VF. It
 	// returns the names of those that the driver does not support
-	// (EOPNOTSUPP), which is no error.
+	// (EOPNOTSUPP), which is no error. Beside an error they are not all.
 	Set(ctx context.Context, pf PF, vf int, want VFAttrs) (unsupported []string, err error)
 }

@@ -43,6 +43,7 @@ type pfConfig struct {
 	MaxVFs int    `yaml:"max_vfs"` // 0: what the hardware offers
 	Trust  bool   `yaml:"trust"`   // requests may ask for a trusted VF
 	Drift  string `yaml:"drift"`   // what others changed of its VFs is only reported ("report", the default), or set right ("repair")
+	Unread string `yaml:"unread"`  // VFs whose attributes the kernel cannot return, so that their scrub cannot be seen, are quarantined ("quarantine", the default), or lent ("lend")
 }
 
 // guestConfig is what the administrator says of a guest.
@@ -59,10 +60,11 @@ type guestConfig struct {
 	OnRestart string `yaml:"on_restart"`
 }
 
-// The values of drift and of on_restart.
+// The values of drift, of unread and of on_restart.
 const (
-	driftReport, driftRepair = "report", "repair"
-	restartEnd, restartKeep  = "end", "keep"
+	driftReport, driftRepair     = "report", "repair"
+	unreadQuarantine, unreadLend = "quarantine", "lend"
+	restartEnd, restartKeep      = "end", "keep"
 )
 
 // maxGrace is the longest lease_grace: no lease is longer.
@@ -165,6 +167,8 @@ func (p pfConfig) check(seen map[string]bool) error {
 		return fmt.Errorf("vfs: %d is more than max_vfs, %d", *p.VFs, p.MaxVFs)
 	case !slices.Contains([]string{"", driftReport, driftRepair}, p.Drift):
 		return fmt.Errorf("drift: %q, want %s or %s", p.Drift, driftReport, driftRepair)
+	case !slices.Contains([]string{"", unreadQuarantine, unreadLend}, p.Unread):
+		return fmt.Errorf("unread: %q, want %s or %s", p.Unread, unreadQuarantine, unreadLend)
 	}
 	seen[p.PF] = true
 	return nil
@@ -177,7 +181,7 @@ const maxVFs = 1<<16 - 1
 func (c *config) policy() broker.Policy {
 	p := broker.Policy{Grace: c.LeaseGrace, NoReset: c.NoReset}
 	for _, pf := range c.PFs {
-		p.PFs = append(p.PFs, broker.PFPolicy{PF: pf.PF, VFs: pf.VFs, MaxVFs: pf.MaxVFs, Trust: pf.Trust, Repair: pf.Drift == driftRepair})
+		p.PFs = append(p.PFs, broker.PFPolicy{PF: pf.PF, VFs: pf.VFs, MaxVFs: pf.MaxVFs, Trust: pf.Trust, Repair: pf.Drift == driftRepair, Unread: pf.Unread == unreadLend})
 	}
 	return p
 }

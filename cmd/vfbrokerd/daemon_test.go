@@ -176,10 +176,12 @@ func TestPolicy(t *testing.T) {
 		"":                   {Grace: 30 * time.Second},
 		"lease_grace: 1m30s": {Grace: 90 * time.Second},
 		"lease_grace: 0s":    {},
-		"no_reset: {\"8086:10ca\": hangs}\nlease_grace: 0s": {NoReset: sriov.ResetPolicy{{Vendor: 0x8086, Device: 0x10ca}: "hangs"}},
-		"pfs: [{pf: a}]\nlease_grace: 0s":                   {PFs: []broker.PFPolicy{{PF: "a"}}},
-		"pfs: [{pf: a, drift: report}]\nlease_grace: 0s":    {PFs: []broker.PFPolicy{{PF: "a"}}},
-		"pfs: [{pf: a, drift: repair}]\nlease_grace: 0s":    {PFs: []broker.PFPolicy{{PF: "a", Repair: true}}},
+		"no_reset: {\"8086:10ca\": hangs}\nlease_grace: 0s":   {NoReset: sriov.ResetPolicy{{Vendor: 0x8086, Device: 0x10ca}: "hangs"}},
+		"pfs: [{pf: a}]\nlease_grace: 0s":                     {PFs: []broker.PFPolicy{{PF: "a"}}},
+		"pfs: [{pf: a, drift: report}]\nlease_grace: 0s":      {PFs: []broker.PFPolicy{{PF: "a"}}},
+		"pfs: [{pf: a, drift: repair}]\nlease_grace: 0s":      {PFs: []broker.PFPolicy{{PF: "a", Repair: true}}},
+		"pfs: [{pf: a, unread: lend}]\nlease_grace: 0s":       {PFs: []broker.PFPolicy{{PF: "a", Unread: true}}},
+		"pfs: [{pf: a, unread: quarantine}]\nlease_grace: 0s": {PFs: []broker.PFPolicy{{PF: "a"}}},
 	} {
 		c, err := parseConfig(strings.NewReader(text), "test")
 		if err != nil {
@@ -196,6 +198,7 @@ func TestPolicy(t *testing.T) {
 		"lease_grace: 30":              "line 1: cannot unmarshal",
 		"lease_grace: soon":            "line 1: cannot unmarshal",
 		"pfs: [{pf: a, drift: fight}]": `pfs[0]: drift: "fight", want report or repair`,
+		"pfs: [{pf: a, unread: yes}]":  `pfs[0]: unread: "yes", want quarantine or lend`,
 		"guests: {a: {target: kvm, qmp: /a, on_restart: Keep}}": `on_restart: "Keep", want end or keep`,
 	} {
 		if _, err := parseConfig(strings.NewReader(text), "test"); err == nil || !strings.Contains(err.Error(), want) {
