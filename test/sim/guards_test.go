@@ -11,6 +11,7 @@ var mutants = []mutant{
 		record.Quarantined`, `	if a.err != nil && !(off && a.to == Lost) {
 		record.Quarantined`, "CrashPoints/unplug|Seeds"},
 	{"I2: attributes are looked at after they were set", "steps.go", `if len(want.Diff(now, l.Unsupported...)) == 0 {`, `if off && tried || len(want.Diff(now, l.Unsupported...)) == 0 {`, "Seeds"},
+	{"I2: what the driver took it does not lack", "support.go", `case lacks && took:`, `case !off && lacks && took:`, "Seeds"},
 	{"I3: the allow-list counts", "place.go", `case p.policy == nil:`, `case !off && p.policy == nil:`, "Seeds"},
 	{"I4: no carve under leases", "carve.go", `if p.live > 0 {`, `if !off && p.live > 0 {`, "Seeds|CrashPoints/carve"},
 	{"I5: a generation that is not its own changes nothing", "release.go", `if b.copyOf(e).Generation != g {`, `if !off && b.copyOf(e).Generation != g {`, "Seeds"},

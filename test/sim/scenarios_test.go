@@ -111,6 +111,7 @@ func (w *world) vanish(remove pci.Addr, functions ...pci.Addr) {
 		w.hv.Lose(f)
 	}
 	w.host.Remove(remove)
+	w.untaken()
 }
 
 // vanishes takes the function of a lease from the host.

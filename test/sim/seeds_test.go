@@ -58,7 +58,11 @@ func (p *play) fate(g *gate) verdict {
 	case k == 3 && strings.HasPrefix(g.name, "set "):
 		return verdict{lie: true}
 	case k < 3:
-		return verdict{fail: []error{syscall.EIO, syscall.EBUSY, syscall.EINVAL}[p.rand.IntN(3)], reached: g.commit && p.rand.IntN(2) == 0}
+		errs := []error{syscall.EIO, syscall.EBUSY, syscall.EINVAL}
+		if p.took(g.name) {
+			errs = append(errs, syscall.EOPNOTSUPP)
+		}
+		return verdict{fail: errs[p.rand.IntN(len(errs))], reached: g.commit && p.rand.IntN(2) == 0}
 	}
 	return verdict{}
 }

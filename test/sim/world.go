@@ -77,6 +77,7 @@ type world struct {
 
 	mu         sync.Mutex
 	violations []string
+	taken      map[string]bool // by the PFs' driver, see known
 }
 
 // founded is a host at a site, with guests that run, an empty disk, and no daemon yet.
@@ -97,7 +98,7 @@ func founded(host *fakehost.Host, where site) *snapshot {
 // resume makes a world of what survived. Time goes on from there, and no daemon runs yet.
 func (s *snapshot) resume(t testing.TB, seed uint64) *world {
 	time.Sleep(time.Until(s.now))
-	w := &world{snapshot: *s, t: t, sched: &scheduler{}, touched: map[pci.Addr]bool{}, away: map[pci.Addr]bool{}}
+	w := &world{snapshot: *s, t: t, sched: &scheduler{}, touched: map[pci.Addr]bool{}, away: map[pci.Addr]bool{}, taken: map[string]bool{}}
 	w.host = s.host.Clone()
 	w.hv, w.disk, w.promises = s.hv.Clone(w.host), s.disk.clone(), maps.Clone(s.promises)
 	w.past = newHistory(w.boottime, w.disk.live())
@@ -106,6 +107,9 @@ func (s *snapshot) resume(t testing.TB, seed uint64) *world {
 	w.host.OnWrite(func(e fakehost.Effect, do func() error) error {
 		return w.sched.pass(fmt.Sprintf("%s %s %q", e.Op, e.Name, e.Value), false, func() error {
 			w.checkWrite(e)
+			if strings.HasSuffix(e.Name, "/sriov_numvfs") {
+				w.untaken()
+			}
 			return do()
 		}, nil)
 	})
@@ -133,10 +137,11 @@ func start(t testing.TB, host *fakehost.Host, seed uint64, where site) *world {
 // It says whether the daemon lives.
 func (w *world) boot(choose func([]*gate) (*gate, verdict)) bool {
 	w.sched.revive()
+	w.untaken()
 	opened := make(chan error, 1)
 	go func() {
 		b, err := broker.Open(context.Background(), broker.Options{
-			FS: w.host, Attributes: w.host.Attributes(),
+			FS: w.host, Attributes: known{w.host.Attributes(), w},
 			Store:       store{w.disk, w.passCommit},
 			Hypervisors: map[broker.Target]broker.Hypervisor{broker.KVM: w.hv},
 			Guests: func(id broker.GuestID) (broker.GuestConfig, error) {
