@@ -137,6 +137,9 @@ func (d *driver) act(l Lease, s StepName, effect func(context.Context, *Lease, S
 	*d.o.at(s) = seen
 	if s == StepBind {
 		d.b.refreshFunction(l.Function) // our own write: no need to wait for its event
+		// Had the VF gone and another come to its place since its attributes were set, that would be bound now. From
+		// here on that cannot happen unseen: a new VF has no driver.
+		d.o.at(StepAttributes).is = unseen
 	}
 	d.spend(s, took)
 	d.b.onStep(s, took)

@@ -141,3 +141,26 @@ func (r *rig) acquireVLAN(id string, vlan int) broker.Lease {
 	}
 	return l
 }
+
+// A VF that goes while it is lent, and another that comes to its place before that is seen, is not what was prepared.
+func TestReplacedWhileGranted(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	replaced := false
+	r.host.OnWrite(func(e fakehost.Effect, do func() error) error {
+		if strings.HasSuffix(e.Name, "/driver_override") && !replaced {
+			replaced = true
+			r.numVFs("0")
+			r.numVFs("7")
+		}
+		return do()
+	})
+	_, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "1", Guest: "a", VLAN: 5})
+	if !errors.Is(err, broker.ErrUnavailable) || !replaced {
+		t.Errorf("acquire, replaced %t: %v", replaced, err)
+	}
+	if held := r.hv.Held("a"); len(held) != 0 {
+		t.Errorf("the guest holds %v", held)
+	}
+	r.pristine()
+}
