@@ -39,10 +39,10 @@ func TestApart(t *testing.T) {
 		select {
 		case err := <-done:
 			if err != nil {
-				t.Errorf("I8: on the other PF: %v", err)
+				t.Errorf(violated+"I8: on the other PF: %v", err)
 			}
 		default:
-			t.Errorf("I8: a grant on one PF waits for the write that hangs on the other")
+			t.Errorf(violated + "I8: a grant on one PF waits for the write that hangs on the other")
 		}
 	})
 }
@@ -62,10 +62,10 @@ func TestRenewal(t *testing.T) {
 		time.Sleep(20 * time.Second)
 		w.settle()
 		if err := <-done; err != nil {
-			t.Error(err)
+			t.Errorf(violated+"expiry: %v", err)
 		}
 		if l, ok := w.leaseOf("a"); !ok || l.State != broker.Active {
-			t.Errorf("expiry: the renewed lease is %q", l.State)
+			t.Errorf(violated+"expiry: the renewed lease is %q", l.State)
 		}
 	})
 }
@@ -93,7 +93,7 @@ func TestBounded(t *testing.T) {
 			<-done
 		}
 		if n := len(w.disk.durable()); n > 1100 {
-			t.Errorf("I10: after %d cycles the journal holds %d leases", cycles, n)
+			t.Errorf(violated+"I10: after %d cycles the journal holds %d leases", cycles, n)
 		}
 	})
 }

@@ -168,6 +168,9 @@ func TestCrashPoints(t *testing.T) {
 	}
 }
 
+// violated marks what a test says that a run violated, for whoever reads its log.
+const violated = "violated: "
+
 // report fails the test for what a run violated.
 func report(t *testing.T, w *world, run string) bool {
 	t.Helper()
@@ -179,7 +182,7 @@ func report(t *testing.T, w *world, run string) bool {
 	tally.Violations += len(w.violations)
 	tallyLock.Unlock()
 	for _, v := range w.violations {
-		t.Errorf("  %s", v)
+		t.Error(violated + v)
 	}
 	for i, e := range w.sched.trace {
 		t.Logf("  %3d %s", i+1, e)

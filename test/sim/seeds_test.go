@@ -203,7 +203,7 @@ func TestSeeds(t *testing.T) {
 			t.Logf("%4d %s", i+1, e)
 		}
 		for _, v := range p.violations {
-			t.Error(v)
+			t.Error(violated + v)
 		}
 		return
 	}
@@ -217,8 +217,8 @@ func TestSeeds(t *testing.T) {
 				tally.Seeds++
 				tally.Violations += len(p.violations)
 				tallyLock.Unlock()
-				if len(p.violations) > 0 {
-					t.Errorf("%s\nreplay: go test ./test/sim -run TestSeeds -seed %d -v", p.violations[0], seed)
+				for _, v := range p.violations {
+					t.Errorf("%s%s\nreplay: go test ./test/sim -run TestSeeds -seed %d -v", violated, v, seed)
 				}
 			}
 		})

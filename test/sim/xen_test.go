@@ -279,7 +279,7 @@ func (r *xenRun) lend(b *broker.Broker, id string) error {
 		return err
 	}
 	if !r.xen.Sees(l.Addr) {
-		r.t.Errorf("lease %s is granted, and the guest does not see %s", l.ID, l.Addr)
+		r.t.Errorf(violated+"I6: lease %s is granted, and the guest does not see %s", l.ID, l.Addr)
 	}
 	return r.giveBack(ctx, b, l)
 }
@@ -325,7 +325,7 @@ func (r *xenRun) killed(n int, when moment) (dead bool) {
 	defer cancel()
 	for _, l := range r.settled(ctx, b) {
 		if !r.xen.Sees(l.Addr) {
-			r.t.Errorf("lease %s is active, and the guest does not see %s", l.ID, l.Addr)
+			r.t.Errorf(violated+"I6: lease %s is active, and the guest does not see %s", l.ID, l.Addr)
 		}
 		if err := r.giveBack(ctx, b, l); err != nil {
 			r.t.Error(err)
@@ -368,7 +368,7 @@ func (r *xenRun) settled(ctx context.Context, b *broker.Broker) (live []broker.L
 		return true, err
 	})
 	if err != nil {
-		r.t.Errorf("it does not settle: %v", err)
+		r.t.Errorf(violated+"I6: it does not settle: %v", err)
 	}
 	return live
 }
@@ -383,11 +383,11 @@ func (r *xenRun) asBefore() {
 		}
 	}
 	if diff := cmp.Diff(r.before, after); diff != "" {
-		r.t.Errorf("left behind (-before +after):\n%s", diff)
+		r.t.Errorf(violated+"I6: left behind (-before +after):\n%s", diff)
 	}
 	for _, f := range r.xen.VFs {
 		if r.xen.Access(f.Addr) {
-			r.t.Errorf("a guest has access to the memory of %s", f.Addr)
+			r.t.Errorf(violated+"I6: a guest has access to the memory of %s", f.Addr)
 		}
 	}
 }
