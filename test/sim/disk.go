@@ -103,6 +103,19 @@ func (d *disk) clone() *disk {
 	return &disk{epoch: d.epoch, held: d.held.clone(), log: slices.Clone(d.log)}
 }
 
+// everything is all that the disk holds, as text.
+func (d *disk) everything() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c := d.held
+	text, err := json.Marshal([]any{c.begun, c.counter, c.leases, slices.SortedFunc(maps.Values(c.functions), func(a, b broker.FunctionRecord) int { return byName(a.ID, b.ID) }),
+		c.pfs, c.audit, d.log, d.epoch})
+	if err != nil {
+		panic(err) // records are made for it
+	}
+	return string(text)
+}
+
 // durable returns the leases that a power loss at this moment leaves.
 func (d *disk) durable() map[broker.LeaseID]broker.Lease {
 	d.mu.Lock()

@@ -24,7 +24,8 @@ var (
 	tally     struct {
 		CrashPoints    int     `json:"crash_points"`
 		CrashPointsRun int     `json:"crash_points_run"`
-		XenKills       int     `json:"xen_kills"` // daemons that were killed at an effect of a lease on Xen
+		Recoveries     int     `json:"recoveries"` // of crash points that leave the same behind, one
+		XenKills       int     `json:"xen_kills"`  // daemons that were killed at an effect of a lease on Xen
 		Seeds          int     `json:"seeds"`
 		Violations     int     `json:"violations"`
 		Mutants        int     `json:"mutants"`

@@ -86,11 +86,11 @@ func endsGuest(g broker.GuestID) func(w *world) {
 }
 
 func behaves(g broker.GuestID, m fakehv.Manners) func(w *world) {
-	return func(w *world) { w.hv.Behave(g, m) }
+	return func(w *world) { w.stirs++; w.hv.Behave(g, m) }
 }
 
 func letsGo(g broker.GuestID) func(w *world) {
-	return func(w *world) { w.hv.LetGo(g); w.settle() }
+	return func(w *world) { w.stirs++; w.hv.LetGo(g); w.settle() }
 }
 
 // restarts ends the daemon and starts it again.
@@ -106,6 +106,7 @@ func loses(w *world) {
 
 // vanish takes functions from the host and from whoever holds them.
 func (w *world) vanish(remove pci.Addr, functions ...pci.Addr) {
+	w.stirs++
 	w.past.cause(func(l broker.Lease) bool { return slices.Contains(functions, l.Addr) })
 	for _, f := range functions {
 		w.hv.Lose(f)
@@ -133,11 +134,12 @@ func unplugs(mac string) func(w *world) {
 }
 
 func plugs(mac string) func(w *world) {
-	return func(w *world) { w.host.Rescan(); w.recarvePF(w.pfs[mac]); w.settle() }
+	return func(w *world) { w.stirs++; w.host.Rescan(); w.recarvePF(w.pfs[mac]); w.settle() }
 }
 
 // unbinds takes their driver from the PFs under leases, which destroys the VFs; rebinds gives it back.
 func unbinds(w *world) {
+	w.stirs++
 	for _, mac := range []string{macA, macB} {
 		gone := vfsOf(w.host, w.pfs[mac])
 		w.past.cause(func(l broker.Lease) bool { return slices.Contains(gone, l.Addr) })
@@ -149,12 +151,13 @@ func unbinds(w *world) {
 	w.settle()
 }
 
-func rebinds(w *world) { w.recarve(); w.settle() }
+func rebinds(w *world) { w.stirs++; w.recarve(); w.settle() }
 
 // spoils keeps the function of a lease from being reset, until it is mended.
 func spoils(id string) func(w *world) {
 	return func(w *world) {
 		if l, ok := w.leaseOf(id); ok {
+			w.stirs++
 			w.host.Behind().Write(l.Addr.Dir()+"/reset_method", "\n")
 		}
 	}
@@ -162,6 +165,7 @@ func spoils(id string) func(w *world) {
 
 // mends makes functions resettable and clears what is in quarantine.
 func mends(w *world) {
+	w.stirs++
 	for _, f := range w.functions {
 		w.host.Behind().Write(f.Dir()+"/reset_method", "default")
 	}
@@ -182,6 +186,7 @@ func meddles(id string) func(w *world) {
 }
 
 func (w *world) meddle(f broker.FunctionID, addr pci.Addr) {
+	w.stirs++
 	pf, _ := sriov.ReadPF(w.host, addr)
 	trust, mac := true, net.HardwareAddr{2, 0, 0, 0, 0, 9}
 	w.host.AttributesBehind().Set(w.t.Context(), pf, f.Index, sriov.VFAttrs{MAC: mac, Trust: &trust})

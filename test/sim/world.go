@@ -74,6 +74,7 @@ type world struct {
 
 	touched map[pci.Addr]bool // by strangers, while they were free
 	away    map[pci.Addr]bool // when the journal was lost, since then
+	stirs   int               // changes of what is outside of the daemon, by others
 
 	mu         sync.Mutex
 	violations []string
@@ -231,6 +232,7 @@ func (w *world) endDaemon() {
 
 // loseJournal puts an empty disk in the place of the journal's, between two daemons.
 func (w *world) loseJournal() {
+	w.stirs++
 	w.losses++
 	w.learning = true
 	for _, f := range w.functions {
@@ -326,6 +328,7 @@ func (w *world) underWay() bool {
 
 // kind makes every guest willing, and lets go what it was asked for.
 func (w *world) kind() {
+	w.stirs++
 	for _, g := range guests {
 		if w.hv.Incarnation(g) == "" {
 			w.hv.Start(g)
@@ -337,6 +340,7 @@ func (w *world) kind() {
 
 // endGuest ends a guest, which ends its leases or has them wait.
 func (w *world) endGuest(g broker.GuestID) {
+	w.stirs++
 	w.past.cause(func(l broker.Lease) bool { return l.Guest.ID == g })
 	w.hv.End(g)
 }
