@@ -156,14 +156,17 @@ func (s store) Commit(_ context.Context, batch broker.Batch) error {
 	if err != nil {
 		return err
 	}
-	return s.pass("commit "+describe(batch), func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.log = binary.BigEndian.AppendUint32(s.log, uint32(len(record)))
-		s.log = binary.BigEndian.AppendUint32(s.log, crc32.ChecksumIEEE(record))
-		s.log = append(s.log, record...)
-		s.writes++
-	}, s.sync)
+	return s.pass("commit "+describe(batch), func() { s.append(record) }, s.sync)
+}
+
+// append writes a record to the log.
+func (d *disk) append(record []byte) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.log = binary.BigEndian.AppendUint32(d.log, uint32(len(record)))
+	d.log = binary.BigEndian.AppendUint32(d.log, crc32.ChecksumIEEE(record))
+	d.log = append(d.log, record...)
+	d.writes++
 }
 
 // fail makes every commit fail with err, nil for none.

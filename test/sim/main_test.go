@@ -24,8 +24,9 @@ var (
 	tally     struct {
 		CrashPoints    int     `json:"crash_points"`
 		CrashPointsRun int     `json:"crash_points_run"`
-		Recoveries     int     `json:"recoveries"` // of crash points that leave the same behind, one
-		XenKills       int     `json:"xen_kills"`  // daemons that were killed at an effect of a lease on Xen
+		Recoveries     int     `json:"recoveries"`  // of crash points that leave the same behind, one
+		TornImages     int     `json:"torn_images"` // of the journal in the middle of a commit, each recovered from
+		XenKills       int     `json:"xen_kills"`   // daemons that were killed at an effect of a lease on Xen
 		Seeds          int     `json:"seeds"`
 		Violations     int     `json:"violations"`
 		Mutants        int     `json:"mutants"`

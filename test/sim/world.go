@@ -69,6 +69,7 @@ type world struct {
 	rand  *rand.ChaCha8
 	past  *history
 	*broker.Broker
+	store broker.Store // the daemon's journal; nil: the disk
 
 	choose func([]*gate) (*gate, verdict) // decides on the effects; nil: the first happens
 
@@ -143,7 +144,7 @@ func (w *world) boot(choose func([]*gate) (*gate, verdict)) bool {
 	go func() {
 		b, err := broker.Open(context.Background(), broker.Options{
 			FS: w.host, Attributes: known{w.host.Attributes(), w},
-			Store:       store{w.disk, w.passCommit},
+			Store:       w.journal(),
 			Hypervisors: map[broker.Target]broker.Hypervisor{broker.KVM: w.hv},
 			Guests: func(id broker.GuestID) (broker.GuestConfig, error) {
 				if !slices.Contains(guests, id) {
@@ -203,6 +204,14 @@ func (w *world) policy() broker.Policy {
 
 func (w *world) passCommit(name string, write, sync func()) error {
 	return w.sched.pass(name, true, func() error { write(); return nil }, sync)
+}
+
+// journal is what the daemon writes to.
+func (w *world) journal() broker.Store {
+	if w.store != nil {
+		return w.store
+	}
+	return store{w.disk, w.passCommit}
 }
 
 // crash clears away a daemon that died, and what its death took along.
