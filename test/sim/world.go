@@ -75,6 +75,7 @@ type world struct {
 
 	touched map[pci.Addr]bool // by strangers, while they were free
 	away    map[pci.Addr]bool // when the journal was lost, since then
+	faults  int               // effects that failed
 	stirs   int               // changes of what is outside of the daemon, by others
 
 	mu         sync.Mutex
@@ -136,7 +137,7 @@ func start(t testing.TB, host *fakehost.Host, seed uint64, where site) *world {
 }
 
 // boot opens a daemon on what there is. choose decides on the effects of its recovery.
-// It says whether the daemon lives.
+// It says whether the daemon lives. Where effects fail it may give up.
 func (w *world) boot(choose func([]*gate) (*gate, verdict)) bool {
 	w.sched.revive()
 	w.untaken()
@@ -162,15 +163,15 @@ func (w *world) boot(choose func([]*gate) (*gate, verdict)) bool {
 		w.Broker = b
 		opened <- err
 	}()
-	begin := time.Now()
+	begin, faults := time.Now(), w.faults
 	for w.sched.died == none && time.Since(begin) < settleLimit {
 		w.sched.settle(settleLimit, choose, w.check)
 		select {
 		case err := <-opened:
-			if err != nil && w.sched.died == none {
+			if err != nil && w.sched.died == none && w.faults == faults {
 				w.violate("the daemon does not open: %v", err)
 			}
-			w.learning = w.learning && w.sched.died != none
+			w.learning = w.learning && (err != nil || w.sched.died != none)
 			return err == nil && w.sched.died == none
 		default: // it waits for a monitor's deadline
 		}
