@@ -83,10 +83,13 @@ func (p *play) disturbHost(idle bool) {
 
 func (p *play) disturbDaemon() {
 	b := p.Broker
-	switch p.rand.IntN(5) {
+	switch p.rand.IntN(6) {
 	case 0:
-		p.note("time jumps")
+		p.note("time passes")
 		time.Sleep(time.Duration(p.rand.IntN(7200)) * time.Second)
+	case 4:
+		p.note("the date jumps")
+		p.dateJumps(time.Duration(p.rand.IntN(7200)) * time.Second)
 	case 1:
 		n := p.rand.IntN(vfs + 1)
 		p.note(fmt.Sprintf("carve %d", n))

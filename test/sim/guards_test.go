@@ -63,5 +63,11 @@ var mutants = []mutant{
 	{"I10: ended leases are forgotten", "leases.go", `max(0, len(t.ended)-keepClosed)`, `map[bool]int{false: max(0, len(t.ended)-keepClosed)}[off]`, "Bounded", ""},
 	{"expiry: a lease ends", "next.go", `	if l.over(o.now) {`, `	if !off && l.over(o.now) {`, "CrashPoints/expiry", ""},
 	{"expiry: and not before its end", "next.go", `now >= l.Until+l.Plan.Grace }`, `(now >= l.Until+l.Plan.Grace || off && now >= l.Until-time.Hour) }`, "CrashPoints/expiry|Seeds", ""},
+	{"expiry: the date does not count", "broker.go", `clock: o.Boottime,`, `clock: func() func() time.Duration {
+		if begin, at := time.Now(), o.Boottime(); off {
+			return func() time.Duration { return at + time.Since(begin) }
+		}
+		return o.Boottime
+	}(),`, "CrashPoints/date", ""},
 	{"expiry: a renewal counts", "drive.go", `|| l.Until != from.Until {`, `|| !off && l.Until != from.Until {`, "Renewal", ""},
 }

@@ -77,6 +77,20 @@ func carves(n int) func(w *world) {
 
 func passes(d time.Duration) func(w *world) { return func(w *world) { w.passes(d) } }
 
+// dateJumps sets the date forward; every lease lasts.
+func dateJumps(d time.Duration) func(w *world) {
+	return func(w *world) {
+		before := w.disk.live()
+		w.dateJumps(d)
+		w.settle()
+		for id, l := range before {
+			if now := w.disk.live()[id]; now.State != l.State {
+				w.violate("expiry: the date jumped, and lease %s is %q", l.Request.RequestID, now.State)
+			}
+		}
+	}
+}
+
 func restartsGuest(g broker.GuestID) func(w *world) {
 	return func(w *world) { w.endGuest(g); w.hv.Start(g); w.settle() }
 }
@@ -203,6 +217,7 @@ var scenarios = []scenario{
 	{"guest", []func(*world){asks("a", "g0"), asks("b", "g0"), restartsGuest("g0"), asks("c", "g0"), behaves("g0", fakehv.Stubborn), gives("c"), endsGuest("g0")}},
 	{"expiry", []func(*world){asksFor("a", "g0", 10*time.Second), asksFor("b", "g1", 10*time.Second), renews("b", 30*time.Second), passes(20 * time.Second),
 		behaves("g1", fakehv.Slow), passes(20 * time.Second), letsGo("g1")}},
+	{"date", []func(*world){asksFor("a", "g0", time.Minute), asksFor("b", keeper, time.Minute), dateJumps(time.Hour), restartsGuest(keeper), dateJumps(time.Hour), renews("a", 2*time.Minute), passes(70 * time.Second)}},
 	{"keeper", []func(*world){asks("a", keeper), asksFor("b", keeper, time.Hour), restartsGuest(keeper), passes(2 * time.Second), endsGuest(keeper), passes(25 * time.Second)}},
 	{"vanish", []func(*world){asksOn("a", "g0", macA), asksOn("b", keeper, macA), vanishes("a"), gives("b"), carves(1), carves(vfs), passes(2 * time.Second)}},
 	{"unplug", []func(*world){asksOn("a", "g0", macB), asksOn("b", "g1", macA), unplugs(macB), plugs(macB), passes(2 * time.Second), asksOn("c", "g0", macB)}},

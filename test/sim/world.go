@@ -81,6 +81,8 @@ type world struct {
 	mu         sync.Mutex
 	violations []string
 	taken      map[string]bool // by the PFs' driver, see known
+	jumping    bool            // the date does
+	jumpedAt   time.Duration
 }
 
 // founded is a host at a site, with guests that run, an empty disk, and no daemon yet.
@@ -191,9 +193,28 @@ func (w *world) boot(choose func([]*gate) (*gate, verdict)) bool {
 	return false
 }
 
-// boottime is the time since the host's boot. Nothing but a boot sets it back: a jump of the date does not move it, and
-// in the simulation a jump forward is time that passes.
-func (w *world) boottime() time.Duration { return time.Since(w.booted) }
+// boottime is the time since the host's boot. Nothing but a boot sets it back, and it stands still while the date jumps.
+func (w *world) boottime() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.jumping {
+		return w.jumpedAt
+	}
+	return time.Since(w.booted)
+}
+
+// dateJumps sets the host's date forward. Go's clock in the simulation is one, so timers that are due by
+// then end as well, too early by the time since the boot.
+func (w *world) dateJumps(d time.Duration) {
+	at := w.boottime()
+	w.mu.Lock()
+	w.jumping, w.jumpedAt = true, at
+	w.mu.Unlock()
+	time.Sleep(d)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.jumping, w.booted = false, w.booted.Add(d)
+}
 
 func (w *world) policy() broker.Policy {
 	p := broker.Policy{Grace: w.grace}
