@@ -1,13 +1,16 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"vfbroker/broker"
+	"vfbroker/sriov/pci"
 )
 
 // One PF's write that hangs stops nothing on another PF (I8).
@@ -67,6 +70,65 @@ func TestRenewal(t *testing.T) {
 		if l, ok := w.leaseOf("a"); !ok || l.State != broker.Active {
 			t.Errorf(violated+"expiry: the renewed lease is %q", l.State)
 		}
+	})
+}
+
+// What somebody else binds while it is about to be lent is left to them (I3).
+func TestStranger(t *testing.T) {
+	host := template(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t, host, 1, usual())
+		defer w.close()
+		done := make(chan error, 1)
+		go func() {
+			_, err := w.Acquire(t.Context(), user, broker.Request{RequestID: "a", Guest: "g0", PF: "mac:" + macA})
+			done <- err
+		}()
+		var f pci.Addr
+		for gates := w.sched.waiting(); len(gates) > 0; gates = w.sched.waiting() {
+			if l, ok := w.leaseOf("a"); ok && f.IsZero() && strings.HasPrefix(gates[0].name, "set ") {
+				f = l.Addr
+				w.strangerBinds(f)
+			}
+			w.sched.decide(gates[0], verdict{})
+		}
+		w.settle()
+		if err := <-done; !errors.Is(err, broker.ErrDenied) {
+			w.violate("I3: %s was bound by somebody else and asked for, and the answer is %v", f, err)
+		}
+		if driver := w.driver(f); driver != "igbvf" {
+			w.violate("I3: %s was bound by somebody else, and its driver is now %q", f, driver)
+		}
+		report(t, w, "a stranger binds what is about to be lent")
+	})
+}
+
+// What the host itself uses is neither lent nor carved (I3).
+func TestNeeded(t *testing.T) {
+	host := template(t)
+	names, err := host.ReadDir(host.PF(macB).Dir() + "/net")
+	if err != nil || len(names) != 1 {
+		t.Fatal(names, err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t, host, 1, usual())
+		defer w.close()
+		w.host.DefaultRoute(names[0])
+		w.needed = []string{macB} // from now on: a new journal's scrub of free VFs is no loan
+		asksOn("a", "g0", macB)(w)
+		w.call(func() {
+			if _, err := w.Carve(t.Context(), admin, broker.CarveRequest{RequestID: "c", PF: "mac:" + macB, NumVFs: 1}); !errors.Is(err, broker.ErrDenied) {
+				w.violate("I3: the host needs the PF of %s, and to carve it is answered with %v", macB, err)
+			}
+		})
+		if l, ok := w.leaseOf("a"); ok {
+			w.violate("I3: %s of a PF that the host needs is lent", l.Addr)
+		}
+		asksOn("b", "g0", macA)(w)
+		if _, ok := w.leaseOf("b"); !ok {
+			t.Error("of the other PF nothing is lent")
+		}
+		report(t, w, "the host needs a PF")
 	})
 }
 

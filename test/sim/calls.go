@@ -83,11 +83,12 @@ func (w *world) promised() map[broker.LeaseID]broker.Lease {
 func (w *world) another(b *broker.Broker, req broker.Request) {
 	used := w.past.answered(req.RequestID)
 	req.Owner += "another"
-	switch l, err := w.acquire(b, req); {
-	case err == nil:
+	l, err := w.acquire(b, req)
+	if used && !errors.Is(err, broker.ErrConflict) {
+		w.violate("request: %s was answered for another body with %s, %v", req.RequestID, l.ID, err)
+	}
+	if err == nil {
 		w.release(b, l, l.Generation)
-	case used && !errors.Is(err, broker.ErrConflict):
-		w.violate("request %s was answered for another body with %v", req.RequestID, err)
 	}
 }
 

@@ -68,9 +68,7 @@ func (p *play) disturbHost(idle bool) {
 	case 4:
 		if _, held := p.heldBy(f); idle && !held && present(p.host, f) {
 			p.note("a stranger binds " + f.String())
-			p.touched[f] = true
-			p.host.Behind().Write(f.Dir()+"/driver_override", "igbvf")
-			p.host.Behind().Write("/sys/bus/pci/drivers_probe", f.String())
+			p.strangerBinds(f)
 		}
 	case 5:
 		p.note("strangers let go")
@@ -139,6 +137,12 @@ func (w *world) rescan() {
 			w.recarvePF(w.pfs[mac])
 		}
 	}
+}
+
+func (w *world) strangerBinds(f pci.Addr) {
+	w.touched[f] = true
+	w.host.Behind().Write(f.Dir()+"/driver_override", "igbvf")
+	w.host.Behind().Write("/sys/bus/pci/drivers_probe", f.String())
 }
 
 func (w *world) unbindStrangers() {

@@ -13,6 +13,9 @@ var mutants = []mutant{
 	{"I2: attributes are looked at after they were set", "steps.go", `if len(want.Diff(now, l.Unsupported...)) == 0 {`, `if off && tried || len(want.Diff(now, l.Unsupported...)) == 0 {`, "Seeds", ""},
 	{"I2: what the driver took it does not lack", "support.go", `case lacks && took:`, `case !off && lacks && took:`, "Seeds", ""},
 	{"I3: the allow-list counts", "place.go", `case p.policy == nil:`, `case !off && p.policy == nil:`, "Seeds", ""},
+	{"I3: what somebody else bound is left to them", "steps.go", `case now.Driver != "" && now.Driver != l.Plan.Want.Driver &&`, `case !off && now.Driver != "" && now.Driver != l.Plan.Want.Driver &&`, "Stranger", ""},
+	{"I3: what the host itself uses is not lent", "acquire.go", `if err := b.spare(pf, false); err != nil {`, `if err := b.spare(pf, false); !off && err != nil {`, "Needed", ""},
+	{"I3: what the host itself uses is not carved", "carve.go", `if err := b.spare(pf, true); err != nil {`, `if err := b.spare(pf, true); !off && err != nil {`, "Needed", ""},
 	{"I4: no carve under leases", "carve.go", `if p.live > 0 {`, `if !off && p.live > 0 {`, "Seeds|CrashPoints/carve", ""},
 	{"I5: a generation that is not its own changes nothing", "release.go", `if b.copyOf(e).Generation != g {`, `if !off && b.copyOf(e).Generation != g {`, "Seeds", ""},
 	{"I6: recovery goes on with what was under way", "recover.go", `			b.start(e, true)
@@ -27,6 +30,7 @@ var mutants = []mutant{
 	{"I6: a daemon without a journal learns what guests hold", "recover.go", `if journal.New {`, `if !off && journal.New {`, "CrashPoints/lost", ""},
 	{"I6: what it learns is one commit", "recover.go", `if !changed || b.adopting {`, `if !changed || !off && b.adopting {`, "CrashPoints/lost", ""},
 	{"I6: what the guest has in part is no grant", "steps.go", `case held[i].Partial && l.State == Pending,`, `case !off && held[i].Partial && l.State == Pending,`, "Xen", ""},
+	{"I6: a reboot ends leases", "recover.go", `if e.lease.BootID == b.bootID {`, `if off || e.lease.BootID == b.bootID {`, "CrashPoints/lease", ""},
 	{"I7: what cannot be written is not granted", "drive.go", `		return b.commit(b.ctx, batch)
 `, `		if err := b.commit(b.ctx, batch); !off {
 			return err
@@ -41,7 +45,7 @@ var mutants = []mutant{
 `, `		if !off {
 			b.owe(batch)
 		}
-`, "Seeds", ""},
+`, "Seeds", "I1"},
 	{"I8: PFs do not wait for each other", "attributes.go", `	p := b.inv.byID[id.PF]
 	b.mu.Unlock()
 	select {`, `	p := b.inv.byID[id.PF]
@@ -61,6 +65,7 @@ var mutants = []mutant{
 		}
 `, "CrashPoints/lease", ""},
 	{"I10: ended leases are forgotten", "leases.go", `max(0, len(t.ended)-keepClosed)`, `map[bool]int{false: max(0, len(t.ended)-keepClosed)}[off]`, "Bounded", ""},
+	{"request: an id stands for one body", "acquire.go", `case e.body != r:`, `case !off && e.body != r:`, "Seeds", ""},
 	{"expiry: a lease ends", "next.go", `	if l.over(o.now) {`, `	if !off && l.over(o.now) {`, "CrashPoints/expiry", ""},
 	{"expiry: and not before its end", "next.go", `now >= l.Until+l.Plan.Grace }`, `(now >= l.Until+l.Plan.Grace || off && now >= l.Until-time.Hour) }`, "CrashPoints/expiry|Seeds", ""},
 	{"expiry: the date does not count", "broker.go", `clock: o.Boottime,`, `clock: func() func() time.Duration {

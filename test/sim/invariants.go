@@ -17,7 +17,7 @@ import (
 // checkWrite is I3 and I4, at each host write before it happens.
 func (w *world) checkWrite(e fakehost.Effect) {
 	if !w.mine(e) {
-		w.violate("I3: %s of %s to %s, which no PF of the allow-list owns", e.Op, e.Value, e.Name)
+		w.violate("I3: %s of %s to %s, which no PF of the allow-list owns that the host can spare", e.Op, e.Value, e.Name)
 	}
 	for _, f := range w.functions {
 		if stranger := w.driver(f); stranger == "igbvf" && (strings.Contains(e.Name, f.String()) || strings.Contains(e.Value, f.String())) {
@@ -69,14 +69,15 @@ func (w *world) bootID() string {
 	return strings.TrimSpace(string(id))
 }
 
-// mine says whether a write concerns a PF of the allow-list, one of its VFs, or their device nodes.
+// mine says whether a write concerns a PF of the allow-list that the host can spare, one of its VFs, or their device nodes.
 func (w *world) mine(e fakehost.Effect) bool {
+	spare := slices.DeleteFunc(slices.Clone(w.allowed), func(mac string) bool { return slices.Contains(w.needed, mac) })
 	var owned []pci.Addr
-	for _, mac := range w.allowed {
+	for _, mac := range spare {
 		owned = append(owned, w.pfs[mac])
 	}
 	for _, f := range w.functions {
-		if w.of(f, w.allowed) {
+		if w.of(f, spare) {
 			owned = append(owned, f)
 		}
 	}
@@ -232,9 +233,12 @@ func (w *world) checkSettled() {
 	}
 }
 
-// checkEnds: a lease whose time is over is not active any more.
+// checkEnds: a lease whose time is over is not active any more, and none outlives the host's boot.
 func (w *world) checkEnds() {
 	for _, l := range w.disk.live() {
+		if l.BootID != w.bootID() {
+			w.violate("I6: lease %s of an earlier boot is %s", l.Request.RequestID, l.State)
+		}
 		if end := l.Until + w.grace; l.BootID == w.bootID() && l.State == broker.Active && l.Until != 0 && w.boottime() > end+2*time.Second {
 			w.violate("expiry: lease %s is active %s after its end", l.Request.RequestID, w.boottime()-end)
 		}

@@ -40,7 +40,7 @@ func TestMutants(t *testing.T) {
 		for _, m := range mutants {
 			tests = append(tests, m.by)
 		}
-		if log, err := try(t, binary, 0, strings.Join(tests, "|")); err != nil {
+		if log, err := try(t, binary, 0, strings.Join(tests, "|"), 100); err != nil {
 			t.Fatalf("with every guard in its place: %v\n%s", err, log)
 		}
 	})
@@ -48,7 +48,7 @@ func TestMutants(t *testing.T) {
 		t.Run(strings.ReplaceAll(m.guard, " ", "_"), func(t *testing.T) {
 			t.Parallel()
 			begin := time.Now()
-			log, err := try(t, binary, i+1, m.by)
+			log, err := try(t, binary, i+1, m.by, 400)
 			violation, wrong := m.missed(log, err)
 			t.Logf("%5.1f s: %s", time.Since(begin).Seconds(), violation)
 			tallyLock.Lock()
@@ -57,7 +57,7 @@ func TestMutants(t *testing.T) {
 			if wrong == nil {
 				tally.MutantsCaught++
 			} else {
-				t.Errorf("%s: nobody misses it: %v", m.file, wrong)
+				t.Errorf("%s: nobody misses it: %v\n%s", m.file, wrong, log[max(0, len(log)-4000):])
 			}
 		})
 	}
@@ -166,11 +166,11 @@ func build(t *testing.T, files map[string]string) (binary string) {
 	return binary
 }
 
-// try runs tests on a mutant; number 0 is the broker as it is.
-func try(t *testing.T, binary string, number int, tests string) (log string, err error) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+// try runs tests, of which TestSeeds has so many, on a mutant; number 0 is the broker as it is.
+func try(t *testing.T, binary string, number int, tests string, seeds int) (log string, err error) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	sim := exec.CommandContext(ctx, binary, "-test.run", tests, "-test.failfast", "-seeds", "400")
+	sim := exec.CommandContext(ctx, binary, "-test.run", tests, "-test.failfast", "-seeds", fmt.Sprint(seeds))
 	sim.Env = append(os.Environ(), fmt.Sprint("MUTANT=", number))
 	output, err := sim.CombinedOutput()
 	return string(output), err

@@ -51,6 +51,7 @@ func template(t testing.TB) *fakehost.Host {
 // site is what an administrator configures.
 type site struct {
 	allowed []string // MACs of the PFs on the allow-list
+	needed  []string // of these, what the host itself uses
 	grace   time.Duration
 	limits  broker.Limits
 	repair  bool // what others changed is set right again
