@@ -268,7 +268,8 @@ func (w *world) loseJournal() {
 	w.losses++
 	w.learning = true
 	for _, f := range w.functions {
-		w.away[f] = !present(w.host, f)
+		// What a stranger has meanwhile is in no record of the new journal either, and is lent without a scrub when they let go.
+		w.away[f] = !present(w.host, f) || w.driver(f) == "igbvf"
 	}
 	writes := w.disk.writes
 	w.disk = newDisk(fmt.Sprint("e", w.losses+1))
