@@ -51,11 +51,11 @@ func (b *Broker) adopt(ctx context.Context) []Lease {
 }
 
 // unknown quarantines the functions of a PF that the journal has never seen until they are scrubbed, but for
-// those that are held, and what a foreign driver has, which is not lent anyway. It is called under Broker.mu.
+// those that are held. What a foreign driver has is scrubbed when that lets go. It is called under Broker.mu.
 func (b *Broker) unknown(p *pfState, held map[FunctionID]bool) (records []FunctionRecord) {
 	for i := range p.vfs {
 		id, v := p.functionID(i), &p.vfs[i]
-		if p.policy == nil || held[id] || v.vf.Driver != "" && !b.oursToBind(v.vf.Driver) {
+		if p.policy == nil || held[id] {
 			continue
 		}
 		record := FunctionRecord{ID: id, Quarantined: "nothing is known of its last tenant; it is scrubbed before it is lent", Rescrub: true}

@@ -74,6 +74,34 @@ func TestJournalLostInPart(t *testing.T) {
 	r.pristine()
 }
 
+// What somebody else's driver has when the journal is lost is scrubbed when that lets go, before it is lent.
+func TestJournalLostForeign(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, watched, guestsListed)
+	f := r.function(3)
+	write := func(name, value string) {
+		if err := r.host.Behind().Write(name, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(f.Addr.Dir()+"/driver_override", "igbvf")
+	write("/sys/bus/pci/drivers/igbvf/bind", f.Addr.String())
+	r.host.Soil(f.Addr, "its last tenant")
+	r.loseJournal()
+	if f = r.function(3); f.State != broker.Quarantined {
+		t.Errorf("it is %s", f.State)
+	}
+	if r.host.Soiled(f.Addr) == "" {
+		t.Error("it was reset while another driver had it")
+	}
+	write("/sys/bus/pci/drivers/igbvf/unbind", f.Addr.String())
+	write(f.Addr.Dir()+"/driver_override", "\n")
+	r.until("it is scrubbed", func() bool { return r.function(3).State == broker.Free })
+	if trace := r.host.Soiled(f.Addr); trace != "" {
+		t.Errorf("it is free with the trace of %s", trace)
+	}
+}
+
 // What somebody else plugged into a guest is not the broker's, and is never lent.
 func TestForeignPlug(t *testing.T) {
 	t.Parallel()

@@ -268,8 +268,7 @@ func (w *world) loseJournal() {
 	w.losses++
 	w.learning = true
 	for _, f := range w.functions {
-		// What a stranger has meanwhile is in no record of the new journal either, and is lent without a scrub when they let go.
-		w.away[f] = !present(w.host, f) || w.driver(f) == "igbvf"
+		w.away[f] = !present(w.host, f)
 	}
 	writes := w.disk.writes
 	w.disk = newDisk(fmt.Sprint("e", w.losses+1))
