@@ -29,7 +29,8 @@ const (
 	metaCounter = "counter"
 	metaNew     = "new"   // there until the first commit
 	metaAudit   = "audit" // "<number> <hash>" of the newest audit record
-	metaSum     = "sum"   // of everything else, see sumOf
+	metaTx      = "tx"    // number of bbolt's newest transaction; journals of before have none
+	metaSum     = "sum"   // of everything but these two, see sumOf
 )
 
 const journalSchema = "1"
@@ -51,7 +52,8 @@ func update(tx *bolt.Tx, do func(w *recordWriter) error) error {
 	if err := do(&w); err != nil {
 		return err
 	}
-	return meta.Put([]byte(metaSum), strconv.AppendUint(nil, w.sum, 16))
+	return errors.Join(meta.Put([]byte(metaTx), strconv.AppendInt(nil, int64(tx.ID()), 10)),
+		meta.Put([]byte(metaSum), strconv.AppendUint(nil, w.sum, 16)))
 }
 
 func (w *recordWriter) get(bucket, key string) []byte {
@@ -115,7 +117,7 @@ func makeBuckets(tx *bolt.Tx, epoch string) error {
 
 // copyBuckets copies everything, record by record.
 func copyBuckets(to, from *bolt.Tx) error {
-	return from.ForEach(func(name []byte, records *bolt.Bucket) error {
+	err := from.ForEach(func(name []byte, records *bolt.Bucket) error {
 		b, err := to.CreateBucket(name)
 		if err != nil {
 			return err
@@ -123,6 +125,10 @@ func copyBuckets(to, from *bolt.Tx) error {
 		b.FillPercent = 0.9 // they come in order
 		return records.ForEach(b.Put)
 	})
+	if err != nil {
+		return err
+	}
+	return update(to, func(*recordWriter) error { return nil })
 }
 
 // contents says which journal a file is, at which point of its life.
@@ -148,7 +154,7 @@ func checkRecords(tx *bolt.Tx) (c contents, err error) {
 	}
 	err = tx.ForEach(func(name []byte, records *bolt.Bucket) error {
 		return records.ForEach(func(k, v []byte) error {
-			if string(name) == bucketMeta && string(k) == metaSum {
+			if string(name) == bucketMeta && (string(k) == metaSum || string(k) == metaTx) {
 				return nil
 			}
 			if string(name) != bucketMeta {
@@ -162,6 +168,10 @@ func checkRecords(tx *bolt.Tx) (c contents, err error) {
 	})
 	if err != nil {
 		return c, err
+	}
+	// A meta page that came to the disk before any other page of its transaction may name an older root, which is whole.
+	if n := meta.Get([]byte(metaTx)); n != nil && string(n) != strconv.Itoa(tx.ID()) {
+		return c, damaged("its records are of transaction %.20s, not of %d", n, tx.ID())
 	}
 	if is := strconv.FormatUint(c.sum, 16); is != string(meta.Get([]byte(metaSum))) {
 		return c, damaged("its records are not all of the same commit")

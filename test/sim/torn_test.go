@@ -124,7 +124,8 @@ func tornScenario(t *testing.T, host *fakehost.Host) (commits []tornCommit) {
 }
 
 // images yields mixtures of a commit's pages by their names. The first that changed is bbolt's meta page, which it writes last,
-// when the others are synced. That it is new and all others old, which is not among them, takes a disk that lies about that sync.
+// when the others are synced. That it is new and all others old takes a disk that lies about that sync: the pages may then be those of a commit before,
+// whole and with the right sum.
 func (c tornCommit) images() func(yield func(string, []byte) bool) {
 	page := os.Getpagesize()
 	old := append(slices.Clone(c.old), make([]byte, max(0, len(c.young)-len(c.old)))...)
@@ -151,6 +152,7 @@ func (c tornCommit) images() func(yield func(string, []byte) bool) {
 			"nothing new":                                   old,
 			"everything new":                                c.young,
 			"the meta page old":                             with(old, 0, page, meta),
+			"the meta page new, all others old":             with(c.young, 0, page, meta),
 			"the begin of the meta page new":                with(old, 40, page, meta),
 			"half of the data pages new, the meta page old": with(c.young, 0, page, half...),
 			"half of the data pages old":                    with(old, 0, page, half...),
