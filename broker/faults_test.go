@@ -269,7 +269,7 @@ func TestCarveRace(t *testing.T) {
 	}
 }
 
-// What the host itself uses is neither carved nor lent, whatever the allow-list says.
+// What the host itself uses is neither carved nor lent nor scrubbed, whatever the allow-list says.
 func TestHostsOwnDevices(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -289,6 +289,22 @@ func TestHostsOwnDevices(t *testing.T) {
 	r.host.DefaultRoute("")
 	if _, err := r.Carve(t.Context(), root, carve); err != nil {
 		t.Errorf("when it is not needed any more: %v", err)
+	}
+	r.until("they are scrubbed", func() bool { return r.Stats().Functions[r.pf][broker.Free] == 3 })
+	r.options.Policy.PFs[0].VFs = nil
+	r.host.DefaultRoute("eth0")
+	before = len(r.host.Writes())
+	r.loseJournal()
+	r.until("they are refused", func() bool { return strings.Contains(r.function(2).Reason, "default route") })
+	if _, err := r.Clear(t.Context(), root, r.function(0).ID.String()); !errors.Is(err, broker.ErrDenied) {
+		t.Errorf("cleared: %v", err)
+	}
+	if n := len(r.host.Writes()) - before; n != 0 {
+		t.Errorf("%d host writes without a journal", n)
+	}
+	r.host.DefaultRoute("")
+	if f, err := r.Clear(t.Context(), root, r.function(0).ID.String()); err != nil || f.State != broker.Free {
+		t.Errorf("cleared when it is not needed any more: %s, %v", f.State, err)
 	}
 }
 

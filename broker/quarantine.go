@@ -119,7 +119,13 @@ func (b *Broker) scrubAgain(ctx context.Context, id FunctionID, l Lease) (Functi
 	record := b.inv.recordOf(id)
 	b.mu.Unlock()
 	var scrub ScrubRecord
-	err := b.takeBack(ctx, l)
+	pf, err := b.pfOf(id)
+	if err == nil {
+		err = b.spare(pf, false)
+	}
+	if err == nil {
+		err = b.takeBack(ctx, l)
+	}
 	for _, step := range []StepName{StepReset, StepAttributes} {
 		if err == nil {
 			err = b.scrub(ctx, &l, step, &scrub)

@@ -146,6 +146,7 @@ func (b *Broker) takeOver(ctx context.Context, read uint64, pf sriov.PF, records
 	record, changed := nameOf(pf, records)
 	known := slices.ContainsFunc(records, func(r PFRecord) bool { return r.ID == record.ID })
 	b.mu.Lock()
+	known = known || b.inv.byID[record.ID] != nil // by another look, since this one began
 	b.inv.update(read, pf, record, b.policyOf(pf, record))
 	batch := Batch{PFs: []PFRecord{b.inv.byID[record.ID].record}} // with what carves have noted meanwhile
 	if !known && !b.adopting {
@@ -158,6 +159,7 @@ func (b *Broker) takeOver(ctx context.Context, read uint64, pf sriov.PF, records
 	if err := b.commitOrOwe(ctx, batch); err != nil {
 		b.log.Error("journal: it is behind, and is written before anything is granted", "pf", record.ID, "err", err)
 	}
+	b.distrusted(batch.Functions)
 	return record.ID
 }
 

@@ -49,15 +49,26 @@ func (b *Broker) distrust(p *pfState) {
 		if err := b.commitOrOwe(b.ctx, batch); err != nil {
 			b.log.Error("journal: it is behind, and is written before anything is granted", "pf", pf, "err", err)
 		}
-		b.mu.Lock()
-		for _, record := range batch.Functions {
-			if _, v := b.inv.function(record.ID); v != nil && v.state == Quarantined && v.reason == record.Quarantined {
-				b.inv.records[record.ID] = record // from now on it may be scrubbed: its record does not overtake this one
-			}
-		}
-		b.mu.Unlock()
+		b.distrusted(batch.Functions)
 		b.tidy(pf)
 	})
+}
+
+// distrusted has quarantined functions scrubbed from now on, when their records are durable, or owed: those of their
+// scrubs come after.
+func (b *Broker) distrusted(records []FunctionRecord) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, record := range records {
+		_, v := b.inv.function(record.ID)
+		switch {
+		case v == nil: // it counts when the function is back
+			b.inv.records[record.ID] = record
+		case v.state == Free, v.state == Quarantined && v.reason == record.Quarantined:
+			b.inv.records[record.ID] = record
+			v.become(record)
+		}
+	}
 }
 
 // tidyOn scrubs one function of a PF after the other.

@@ -187,10 +187,9 @@ func (b *Broker) refresh(s stale) (err error) {
 	case s.added:
 		// A VF of a PF that is being carved, or a new device.
 		err = b.readPF(s.addr.String())
+		id.PF = b.turnOf(s.addr)
 	}
-	if known {
-		b.changed(id.PF)
-	}
+	b.changed(id.PF)
 	return err
 }
 

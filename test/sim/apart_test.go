@@ -114,7 +114,7 @@ func TestNeeded(t *testing.T) {
 		w := start(t, host, 1, usual())
 		defer w.close()
 		w.host.DefaultRoute(names[0])
-		w.needed = []string{macB} // from now on: a new journal's scrub of free VFs is no loan
+		w.needed = []string{macB} // from now on: the first scrub was before
 		asksOn("a", "g0", macB)(w)
 		w.call(func() {
 			if _, err := w.Carve(t.Context(), admin, broker.CarveRequest{RequestID: "c", PF: "mac:" + macB, NumVFs: 1}); !errors.Is(err, broker.ErrDenied) {
