@@ -210,11 +210,13 @@ func (h *Host) NoIOMMU() {
 }
 
 // Hold opens a function's VFIO device as a guest does. While it is held,
-// unbinding it or disabling its VFs is refused, see the error.
+// unbinding it or disabling its VFs is refused, see the error. One that has gone meanwhile is let go all the same.
 func (h *Host) Hold(vf pci.Addr, on bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.must(vf).held = on
+	if on || h.devices[vf] != nil {
+		h.must(vf).held = on
+	}
 }
 
 // Die makes a function answer no more: its configuration space reads as ones, the

@@ -150,6 +150,14 @@ func (h *Hypervisor) LetGo(id broker.GuestID) {
 	}
 }
 
+// Asked says whether a guest was asked for what it holds in a slot, and still has it.
+func (h *Hypervisor) Asked(id broker.GuestID, s broker.Slot) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	g := h.guests[id]
+	return g != nil && g.asked[s]
+}
+
 // Vanish takes a function from the host as the kernel does where a guest has it: QEMU is asked to
 // close it, and the guest has lost it before it is gone (drivers/vfio/vfio_main.c vfio_unregister_group_dev).
 func (h *Hypervisor) Vanish(addr pci.Addr) {

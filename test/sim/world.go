@@ -283,6 +283,9 @@ func (w *world) onLease(l broker.Lease) {
 	if wrong := w.past.durable(l); wrong != "" {
 		w.violate("%s", wrong)
 	}
+	if l.State == broker.Active && w.hv.Asked(l.Guest.ID, broker.SlotOf(l.ID)) { // before the journal was lost
+		w.past.cause(func(o broker.Lease) bool { return o.ID == l.ID })
+	}
 }
 
 // restartDaemon ends the daemon and starts it again.
