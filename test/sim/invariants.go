@@ -10,6 +10,7 @@ import (
 	"vfbroker/broker"
 	"vfbroker/sriov"
 	"vfbroker/sriov/pci"
+	"vfbroker/sriov/sysfs"
 	"vfbroker/test/fakehost"
 	"vfbroker/test/fakehv"
 )
@@ -59,9 +60,11 @@ func (w *world) about(e fakehost.Effect, pf pci.Addr, id broker.FunctionID) bool
 	if e.Name == fmt.Sprintf("%s vf %d", pf, id.Index) {
 		return true
 	}
-	target, err := w.host.Readlink(fmt.Sprintf("%s/virtfn%d", pf.Dir(), id.Index))
-	addr := target[strings.LastIndexByte(target, '/')+1:]
-	return err == nil && (strings.Contains(e.Name, addr) || strings.Contains(e.Value, addr))
+	// By the capability, not by the link: the VF may have gone meanwhile.
+	offset, err1 := sysfs.ReadInt(w.host, pf.Dir()+"/sriov_offset")
+	stride, err2 := sysfs.ReadInt(w.host, pf.Dir()+"/sriov_stride")
+	addr := pci.FromKey(pf.Key() + uint64(offset) + uint64(id.Index*stride)).String()
+	return err1 == nil && err2 == nil && (strings.Contains(e.Name, addr) || strings.Contains(e.Value, addr))
 }
 
 func (w *world) bootID() string {
