@@ -47,13 +47,13 @@ func (b *Broker) adopt(ctx context.Context) []Lease {
 	if err := b.commitOrOwe(ctx, batch); err != nil {
 		b.log.Error("journal: what guests hold was learned from them, and cannot be written", "leases", len(leases), "err", err)
 	}
-	b.distrusted(batch.Functions)
+	b.rescrub(batch.Functions)
 	return leases
 }
 
 // unknown quarantines the functions of a PF that the journal has never seen until they are scrubbed, but for
 // those that are held. What a foreign driver has is scrubbed when that lets go. Whoever calls it makes the records durable,
-// and then calls distrusted. It is called under Broker.mu.
+// and then calls rescrub. It is called under Broker.mu.
 func (b *Broker) unknown(p *pfState, held map[FunctionID]bool) (records []FunctionRecord) {
 	for i := range p.vfs {
 		id, v := p.functionID(i), &p.vfs[i]

@@ -111,7 +111,7 @@ func (b *Broker) writeAttributes(ctx context.Context, id FunctionID, want sriov.
 	refused := p.support.learn(want, sriov.DefaultAttrsOf(pf), unsupported)
 	b.mu.Unlock()
 	if len(refused) > 0 {
-		return nil, fmt.Errorf("set %s of function %s: %w: driver %s took it before and refuses it now; if its mode was changed, carve the PF anew",
+		return nil, fmt.Errorf("set %s of function %s: %w: driver %s took it before and refuses it now; if its mode was changed, carve the PF into 0 VFs, and anew",
 			strings.Join(refused, ", "), id, ErrUnsupported, pf.Driver)
 	}
 	return unsupported, nil

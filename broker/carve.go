@@ -155,7 +155,7 @@ func (b *Broker) carve(ctx context.Context, p *pfState, addr pci.Addr, res *Carv
 		b.mu.Lock()
 		p.carving = false
 		b.mu.Unlock()
-		b.tidy(p.id())
+		b.changed(p.id())
 	}()
 	if err := b.noteCarve(ctx, p, &Carving{Want: res.After, Found: res.Before, BootID: b.bootID}, nil); err != nil {
 		return err
@@ -171,6 +171,11 @@ func (b *Broker) carve(ctx context.Context, p *pfState, addr pci.Addr, res *Carv
 	var done *Carved
 	if err == nil {
 		done = &Carved{VFs: got, BootID: b.bootID}
+		b.mu.look()
+		if p.record.Carved != nil && refusal != nil {
+			done.VFs = p.record.Carved.VFs // which it should have all the same
+		}
+		b.mu.Unlock()
 	}
 	return errors.Join(refusal, err, b.noteCarve(ctx, p, nil, done), b.readPF(addr.String()))
 }
@@ -213,12 +218,12 @@ func (b *Broker) noteCarve(ctx context.Context, p *pfState, c *Carving, done *Ca
 		record.Carved = done
 		for id, f := range b.inv.records {
 			if f.Quarantined != "" && id.PF == p.id() {
-				f.Rescrub = true
+				f.Rescrub, f.Foreign = true, false
 				batch.Functions = append(batch.Functions, f)
 			}
 		}
 		audit := b.auditOfFunction(p.id(), AuditCarved)
-		audit.Reason = fmt.Sprintf("into %d VFs", done.VFs)
+		audit.Reason = fmt.Sprintf("to have %d VFs", done.VFs)
 		batch.Audit = append(batch.Audit, audit)
 	}
 	batch.PFs = []PFRecord{record}

@@ -17,7 +17,8 @@ import (
 type DriftKind string
 
 // The kinds of drift. A foreign holder of a function needs none of its own. A free VF has no driver, so that whoever opens it (vfio) or
-// gives it to a domain (pciback) has bound it first, which is DriftDriver. One that is lent is open already, and is neither opened
+// gives it to a domain (pciback) has bound it first, which is DriftDriver, or keeps it in
+// quarantine when nothing is known of it. One that is lent is open already, and is neither opened
 // (drivers/vfio/group.c vfio_group_fops_open) nor assigned (libxl_device_pci_assignable_list) a second time; what has it beyond its lease keeps it from being
 // scrubbed, and is named by the reason.
 const (
@@ -129,7 +130,7 @@ func (b *Broker) seekDrift(p *pfState) (pause time.Duration) {
 		if s.id.Index < len(attrs) {
 			now = attrs[s.id.Index]
 		}
-		b.take(p, s.id.String(), &v.drift, driftOfVF(v, s, now, p.support.without(s.attrs, sriov.DefaultAttrsOf(p.pf)), isolated[s.lease.ID]))
+		b.take(p, s.id.String(), &v.drift, driftOfVF(v, s, now, append(p.support.without(s.attrs, sriov.DefaultAttrsOf(p.pf)), s.lease.Unsupported...), isolated[s.lease.ID]))
 		if next := b.repair(p, v, s); next > 0 && (pause == 0 || next < pause) {
 			pause = next
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -272,7 +273,7 @@ func TestCarveRace(t *testing.T) {
 // What the host itself uses is neither carved nor lent nor scrubbed, whatever the allow-list says.
 func TestHostsOwnDevices(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newRig(t, watched)
 	before := len(r.host.Writes())
 	r.host.DefaultRoute("eth0")
 	_, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "1", Guest: "a"})
@@ -295,7 +296,9 @@ func TestHostsOwnDevices(t *testing.T) {
 	r.host.DefaultRoute("eth0")
 	before = len(r.host.Writes())
 	r.loseJournal()
-	r.until("they are refused", func() bool { return strings.Contains(r.function(2).Reason, "default route") })
+	r.until("they are refused", func() bool {
+		return !slices.ContainsFunc(r.functions(), func(f broker.VFView) bool { return !strings.Contains(f.Reason, "default route") })
+	})
 	if _, err := r.Clear(t.Context(), root, r.function(0).ID.String()); !errors.Is(err, broker.ErrDenied) {
 		t.Errorf("cleared: %v", err)
 	}
@@ -306,6 +309,9 @@ func TestHostsOwnDevices(t *testing.T) {
 	if f, err := r.Clear(t.Context(), root, r.function(0).ID.String()); err != nil || f.State != broker.Free {
 		t.Errorf("cleared when it is not needed any more: %s, %v", f.State, err)
 	}
+	r.host.SetUp(r.host.PF(pfMAC), false) // whatever happens to the PF
+	r.host.SetUp(r.host.PF(pfMAC), true)
+	r.until("the others are scrubbed, too", func() bool { return r.Stats().Functions[r.pf][broker.Free] == 3 })
 }
 
 func TestVanished(t *testing.T) {

@@ -60,6 +60,7 @@ type vfState struct {
 	reason string        // of a quarantine
 	gone   bool          // it could not be read when it was last looked at
 	used   string        // the driver that somebody else had bound it to while it was free
+	waits  bool          // the host needs its PF, and its scrub waits until something changes
 	read   uint64        // which look at the host vf is from: an older one that ends later does not count
 	state  FunctionState // Free, Leased, Scrubbing, or Quarantined
 
@@ -158,7 +159,7 @@ func (inv *inventory) update(read uint64, pf sriov.PF, record PFRecord, policy *
 
 // become sets the state of a function that no lease holds.
 func (v *vfState) become(record FunctionRecord) {
-	v.lease, v.state, v.reason, v.used, v.drift, v.mended = "", Free, record.Quarantined, "", nil, mended{}
+	v.lease, v.state, v.reason, v.used, v.waits, v.drift, v.mended = "", Free, record.Quarantined, "", false, nil, mended{}
 	if v.reason != "" {
 		v.state = Quarantined
 	}

@@ -69,6 +69,7 @@ type FunctionRecord struct {
 	ID          FunctionID   `json:"id"`
 	Quarantined string       `json:"quarantined,omitempty"` // the reason
 	Rescrub     bool         `json:"rescrub,omitempty"`     // it leaves quarantine by itself, by a scrub as soon as it is there
+	Foreign     bool         `json:"foreign,omitempty"`     // somebody else had it bound: no driver is taken from it for the scrub
 	LastLease   LeaseID      `json:"last_lease,omitempty"`
 	Scrub       *ScrubRecord `json:"scrub,omitempty"` // of the last lease
 }

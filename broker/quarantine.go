@@ -42,6 +42,7 @@ func (b *Broker) cleared(ctx context.Context, id FunctionID, lease Lease) (VFVie
 		return VFView{}, errors.Join(err, fmt.Errorf("clear function %s: %w: it has gone from the host", id, ErrNotFound))
 	}
 	v.become(record)
+	v.waits = errors.Is(err, errNeeded) // no event of the PF says when that ends
 	if err != nil {
 		return p.vfView(id.Index), fmt.Errorf("clear function %s: %w: %w; it stays in quarantine", id, ErrQuarantined, err)
 	}
@@ -79,11 +80,20 @@ func (b *Broker) quarantined(function string) (FunctionID, Lease, error) {
 		return id, Lease{}, fmt.Errorf("clear function %s: %w: it is %s, not quarantined", id, ErrConflict, v.state)
 	case v.gone:
 		return id, Lease{}, fmt.Errorf("clear function %s: %w: it has gone from the host; it is scrubbed when it is back", id, ErrNotFound)
-	case v.vf.Driver != "" && !b.oursToBind(v.vf.Driver):
-		return id, Lease{}, fmt.Errorf("clear function %s: %w: it is bound to %s, and not by a lease; unbind it first", id, ErrDenied, v.vf.Driver)
+	}
+	if err := b.others(id, v.vf.Driver); err != nil {
+		return id, Lease{}, fmt.Errorf("clear %w", err)
 	}
 	// The scrub of a lease that has ended: there is no guest, and nothing is to be restored but "unbound".
 	return id, Lease{State: Releasing, Function: id, Addr: v.vf.Addr, PFAddr: p.pf.Addr}, nil
+}
+
+// others says that a driver which a quarantined function is bound to is somebody else's. It is called under Broker.mu.
+func (b *Broker) others(id FunctionID, driver string) error {
+	if driver == "" || b.oursToBind(driver) && !b.inv.records[id].Foreign {
+		return nil
+	}
+	return fmt.Errorf("function %s: %w: it is bound to %s, and not by a lease; unbind it first", id, ErrDenied, driver)
 }
 
 // oursToBind says whether a driver is one that a hypervisor of ours binds functions to.
@@ -99,16 +109,32 @@ func (b *Broker) oursToBind(driver string) bool {
 // errClear: the function is not in quarantine any more.
 var errClear = errors.New("free already")
 
-// takeBack unbinds a function that one of our hypervisors' drivers still holds. The hypervisor
+// mayScrub says whether a function may be scrubbed at the moment: the host does not need its PF, and nobody else has bound it.
+func (b *Broker) mayScrub(id FunctionID, l Lease) (driver string, err error) {
+	pf, err := b.pfOf(id)
+	if err == nil {
+		err = b.spare(pf, false)
+	}
+	if err != nil {
+		return "", err
+	}
+	if driver, _, err = iommu.Driver(b.fs, l.Addr); err != nil {
+		return "", err
+	}
+	b.mu.look()
+	defer b.mu.Unlock()
+	return driver, b.others(id, driver)
+}
+
+// takeBack unbinds a function that the driver of one of our hypervisors still holds. The hypervisor
 // does it, since it knows how to see that nobody has the function open.
-func (b *Broker) takeBack(ctx context.Context, l Lease) error {
-	driver, _, err := iommu.Driver(b.fs, l.Addr)
+func (b *Broker) takeBack(ctx context.Context, l Lease, driver string) error {
 	for _, hv := range b.hvs {
-		if err == nil && driver != "" && hv.Capabilities().Driver == driver {
+		if driver != "" && hv.Capabilities().Driver == driver {
 			return hv.Prepare(ctx, l.function(), Setting{UID: -1, GID: -1})
 		}
 	}
-	return err
+	return nil
 }
 
 // scrubAgain goes through the last steps of a release and makes the outcome durable.
@@ -118,13 +144,15 @@ func (b *Broker) scrubAgain(ctx context.Context, id FunctionID, l Lease) (Functi
 	b.mu.Lock()
 	record := b.inv.recordOf(id)
 	b.mu.Unlock()
-	var scrub ScrubRecord
-	pf, err := b.pfOf(id)
-	if err == nil {
-		err = b.spare(pf, false)
+	driver, err := b.mayScrub(id, l)
+	if errors.Is(err, ErrDenied) { // that may be otherwise in a moment: the journal keeps why it is to be scrubbed
+		b.refreshFunction(id)
+		record.Quarantined = err.Error()
+		return record, err
 	}
+	var scrub ScrubRecord
 	if err == nil {
-		err = b.takeBack(ctx, l)
+		err = b.takeBack(ctx, l, driver)
 	}
 	for _, step := range []StepName{StepReset, StepAttributes} {
 		if err == nil {
@@ -142,10 +170,10 @@ func (b *Broker) scrubAgain(ctx context.Context, id FunctionID, l Lease) (Functi
 	}
 	cleared := record
 	scrub.Time = time.Now()
-	cleared.Quarantined, cleared.Rescrub, cleared.Scrub = "", false, &scrub
+	cleared.Quarantined, cleared.Rescrub, cleared.Foreign, cleared.Scrub = "", false, false, &scrub
 	event := AuditScrubbed
 	if err != nil {
-		cleared.Quarantined, cleared.Scrub = err.Error(), nil
+		cleared.Quarantined, cleared.Foreign, cleared.Scrub = err.Error(), record.Foreign, nil
 		cleared.Rescrub = b.vanished(l) // it is scrubbed when it is back
 		event = AuditQuarantined
 	}

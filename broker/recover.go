@@ -159,7 +159,7 @@ func (b *Broker) takeOver(ctx context.Context, read uint64, pf sriov.PF, records
 	if err := b.commitOrOwe(ctx, batch); err != nil {
 		b.log.Error("journal: it is behind, and is written before anything is granted", "pf", record.ID, "err", err)
 	}
-	b.distrusted(batch.Functions)
+	b.rescrub(batch.Functions)
 	return record.ID
 }
 

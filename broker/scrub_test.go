@@ -238,3 +238,71 @@ func TestUsedByOthersIsScrubbed(t *testing.T) {
 		t.Errorf("lent again: %s, %v", l.Function, err)
 	}
 }
+
+// A VF that somebody binds again before it was scrubbed is left to them, whatever the driver, and scrubbed when they have let go again.
+func TestBoundAgainIsLeft(t *testing.T) {
+	t.Parallel()
+	for _, driver := range []string{"igbvf", "vfio-pci"} {
+		t.Run(driver, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, watched)
+			f := r.function(0)
+			bind := func(verb string) {
+				t.Helper()
+				for _, w := range [][2]string{{f.Addr.Dir() + "/driver_override", driver}, {"/sys/bus/pci/drivers/" + driver + verb, f.Addr.String()}} {
+					if err := r.host.Behind().Write(w[0], w[1]); err != nil {
+						t.Fatal(err)
+					}
+				}
+				want := ""
+				if verb == "/bind" {
+					want = driver
+				}
+				r.until("it is seen", func() bool { return r.function(0).Driver == want })
+			}
+			bind("/bind")
+			r.host.DefaultRoute("eth0") // so that it is not scrubbed at once
+			bind("/unbind")
+			r.until("its scrub is refused", func() bool { return strings.Contains(r.function(0).Reason, "default route") })
+			bind("/bind")
+			r.host.DefaultRoute("")
+			writes := len(r.host.Writes())
+			r.restart()
+			if f := r.function(0); f.State != broker.Quarantined || f.Driver != driver {
+				t.Errorf("it is %s, its driver %q", f.State, f.Driver)
+			}
+			if _, err := r.Clear(t.Context(), root, f.ID.String()); !errors.Is(err, broker.ErrDenied) || !strings.Contains(err.Error(), "unbind it first") {
+				t.Errorf("cleared: %v", err)
+			}
+			if n := len(r.host.Writes()) - writes; n != 0 {
+				t.Errorf("%d host writes", n)
+			}
+			bind("/unbind")
+			r.until("it is scrubbed", func() bool { return r.function(0).State == broker.Free })
+		})
+	}
+}
+
+// What was bound since it was last looked at is not scrubbed under its driver.
+func TestBoundUnseenIsLeft(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	l := r.acquire("1", "a")
+	r.host.OnWrite(func(e fakehost.Effect, do func() error) error {
+		if strings.HasSuffix(e.Name, "/reset") {
+			return errors.New("broken")
+		}
+		return do()
+	})
+	l = r.release(l)
+	writes := 0
+	r.host.OnWrite(func(_ fakehost.Effect, do func() error) error { writes++; return do() })
+	for _, w := range [][2]string{{l.Addr.Dir() + "/driver_override", "igbvf"}, {"/sys/bus/pci/drivers/igbvf/bind", l.Addr.String()}} {
+		if err := r.host.Behind().Write(w[0], w[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.Clear(t.Context(), root, l.Function.String()); !errors.Is(err, broker.ErrDenied) || !strings.Contains(err.Error(), "igbvf") || writes != 0 {
+		t.Errorf("cleared: %v, %d host writes", err, writes)
+	}
+}

@@ -120,7 +120,7 @@ func TestSupportAfterCarve(t *testing.T) {
 	l := r.acquire("1", "a")
 	r.refuses("trust", -1)
 	r.release(l)
-	if _, err := r.Clear(t.Context(), root, l.Function.String()); !errors.Is(err, broker.ErrQuarantined) || !strings.Contains(err.Error(), "carve the PF anew") {
+	if _, err := r.Clear(t.Context(), root, l.Function.String()); !errors.Is(err, broker.ErrQuarantined) || !strings.Contains(err.Error(), "carve the PF into 0 VFs, and anew") {
 		t.Errorf("clear: %v", err)
 	}
 	for _, n := range []int{0, 7} {

@@ -28,6 +28,9 @@ func (b *Broker) tidy(pf string) {
 // distrust has the free functions of a PF scrubbed that somebody else had bound and has let go: what
 // was done to them is not known. It is called under Broker.mu.
 func (b *Broker) distrust(p *pfState) {
+	if b.ctx.Err() != nil {
+		return
+	}
 	var batch Batch
 	for i := range p.vfs {
 		id, v := p.functionID(i), &p.vfs[i]
@@ -35,28 +38,35 @@ func (b *Broker) distrust(p *pfState) {
 			continue
 		}
 		record := b.inv.recordOf(id)
-		record.Quarantined, record.Rescrub = fmt.Sprintf("it was bound to %s, and not by a lease; it is scrubbed before it is lent", v.used), true
+		record.Rescrub, record.Foreign = true, true
+		record.Quarantined = fmt.Sprintf("it was bound to %s, and not by a lease; it is scrubbed before it is lent", v.used)
 		v.become(record)
 		audit := b.auditOfFunction(id.String(), AuditQuarantined)
 		audit.Addr, audit.Reason = v.vf.Addr.String(), record.Quarantined
 		batch.Functions, batch.Audit = append(batch.Functions, record), append(batch.Audit, audit)
 	}
-	if len(batch.Functions) == 0 || b.ctx.Err() != nil {
+	if len(batch.Functions) == 0 {
 		return
 	}
 	pf := p.id()
+	p.tidying++ // who asks meanwhile waits for it
 	b.workers.Go(func() {
 		if err := b.commitOrOwe(b.ctx, batch); err != nil {
 			b.log.Error("journal: it is behind, and is written before anything is granted", "pf", pf, "err", err)
 		}
-		b.distrusted(batch.Functions)
+		b.rescrub(batch.Functions)
 		b.tidy(pf)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		p.tidying--
+		close(b.tidied)
+		b.tidied = make(chan struct{})
 	})
 }
 
-// distrusted has quarantined functions scrubbed from now on, when their records are durable, or owed: those of their
+// rescrub has quarantined functions scrubbed from now on, when their records are durable, or owed: those of their
 // scrubs come after.
-func (b *Broker) distrusted(records []FunctionRecord) {
+func (b *Broker) rescrub(records []FunctionRecord) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, record := range records {
@@ -97,7 +107,7 @@ func (b *Broker) untidy(p *pfState) (FunctionID, Lease, bool) {
 	}
 	for i := range p.vfs {
 		id, v := p.functionID(i), &p.vfs[i]
-		if v.state != Quarantined || v.gone || !b.inv.records[id].Rescrub {
+		if v.state != Quarantined || v.gone || v.waits || !b.inv.records[id].Rescrub {
 			continue
 		}
 		if _, lease, err := b.quarantined(id.String()); err == nil {

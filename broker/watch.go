@@ -61,7 +61,7 @@ func (b *Broker) watchHost(events <-chan sysfs.Uevent, links <-chan sriov.LinkEv
 			}
 			b.onLink(ev)
 		case <-resync.C:
-			b.inTurn("", stale{host: true})
+			b.everything()
 		case <-b.ctx.Done():
 			return
 		}
@@ -77,10 +77,21 @@ type stale struct {
 	host   bool
 }
 
+// everything has all PFs looked at, each in its turn, and the whole host for those that are not known.
+func (b *Broker) everything() {
+	for _, p := range b.allPFs() {
+		b.mu.look()
+		addr := p.pf.Addr
+		b.mu.Unlock()
+		b.inTurn(p.id(), stale{addr: addr})
+	}
+	b.inTurn("", stale{host: true})
+}
+
 func (b *Broker) onUevent(ev sysfs.Uevent) {
 	switch {
 	case ev.Lost:
-		b.inTurn("", stale{host: true})
+		b.everything()
 	case ev.Subsystem == "pci" || ev.Subsystem == "net":
 		b.inTurn(b.turnOf(ev.PCI), stale{addr: ev.PCI, added: ev.Subsystem == "pci" && ev.Action == "add"})
 	}
@@ -99,7 +110,7 @@ func (b *Broker) turnOf(addr pci.Addr) string {
 // onLink follows a PF's interface, up and down, and the attributes that are set through it.
 func (b *Broker) onLink(ev sriov.LinkEvent) {
 	if ev.Lost {
-		b.inTurn("", stale{host: true})
+		b.everything()
 		return
 	}
 	b.mu.look()
@@ -203,6 +214,9 @@ func (b *Broker) changed(pf string) {
 		}
 		b.suspect(p)
 		b.distrust(p)
+		for i := range p.vfs {
+			p.vfs[i].waits = false
+		}
 	}
 	b.mu.Unlock()
 	b.tidy(pf)

@@ -42,7 +42,7 @@ type pfConfig struct {
 	VFs    *int   `yaml:"vfs"`     // carve at start; absent: leave as it is
 	MaxVFs int    `yaml:"max_vfs"` // 0: what the hardware offers
 	Trust  bool   `yaml:"trust"`   // requests may ask for a trusted VF
-	Drift  string `yaml:"drift"`   // what others changed of its VFs is only reported ("report", the default), or set right ("repair")
+	Drift  string `yaml:"drift"`   // what others changed of its count of VFs and of lent VFs' attributes is only reported ("report", the default), or set right ("repair")
 	Unread string `yaml:"unread"`  // VFs whose attributes the kernel cannot return, so that their scrub cannot be seen, are quarantined ("quarantine", the default), or lent ("lend")
 }
 
