@@ -63,6 +63,7 @@ func (b *Broker) checkDrift(p *pfState) {
 		p.suspected = false
 		b.mu.Unlock()
 		pause = max(b.limits.Drift, b.seekDrift(p), b.recarve(p))
+		b.distrust(p)
 		b.mu.Lock()
 		again := p.suspected || pause > b.limits.Drift
 		p.checking = again

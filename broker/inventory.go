@@ -2,6 +2,7 @@ package broker
 
 import (
 	"slices"
+	"time"
 
 	"vfbroker/sriov"
 	"vfbroker/sriov/pci"
@@ -59,7 +60,8 @@ type vfState struct {
 	lease  LeaseID
 	reason string        // of a quarantine
 	gone   bool          // it could not be read when it was last looked at
-	used   string        // the driver that somebody else had bound it to while it was free
+	used   string        // the driver that somebody else had bound it to while it was free,
+	letGo  time.Time     // until then
 	waits  bool          // the host needs its PF, and its scrub waits until something changes
 	read   uint64        // which look at the host vf is from: an older one that ends later does not count
 	state  FunctionState // Free, Leased, Scrubbing, or Quarantined
@@ -175,7 +177,7 @@ func (v *vfState) see(read uint64, vf sriov.VF) {
 		return
 	}
 	if v.state == Free && v.vf.Driver != "" && vf.Driver == "" {
-		v.used = v.vf.Driver
+		v.used, v.letGo = v.vf.Driver, time.Now()
 	}
 	v.vf = vf
 }

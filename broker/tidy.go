@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // maxScrubs is how many functions of a PF are scrubbed at a time without a lease: a reset takes 100 ms.
@@ -25,16 +26,19 @@ func (b *Broker) tidy(pf string) {
 	}
 }
 
-// distrust has the free functions of a PF scrubbed that somebody else had bound and has let go: what
-// was done to them is not known. It is called under Broker.mu.
+// distrust has the free functions of a PF scrubbed that somebody else had bound and let go a moment ago, and
+// not to bind them to another driver: what was done to them is not known.
 func (b *Broker) distrust(p *pfState) {
-	if b.ctx.Err() != nil {
-		return
-	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	var batch Batch
 	for i := range p.vfs {
 		id, v := p.functionID(i), &p.vfs[i]
-		if v.used == "" || v.state != Free || p.policy == nil {
+		if !v.suspicious() || p.policy == nil {
+			continue
+		}
+		if time.Since(v.letGo) < b.limits.Drift {
+			p.suspected = true // it is looked at again
 			continue
 		}
 		record := b.inv.recordOf(id)
@@ -62,6 +66,11 @@ func (b *Broker) distrust(p *pfState) {
 		close(b.tidied)
 		b.tidied = make(chan struct{})
 	})
+}
+
+// suspicious says whether a function is free, and was used by somebody else.
+func (v *vfState) suspicious() bool {
+	return v.state == Free && v.used != "" && v.vf.Driver == "" && !v.gone
 }
 
 // rescrub has quarantined functions scrubbed from now on, when their records are durable, or owed: those of their
@@ -131,6 +140,11 @@ func (b *Broker) awaitTidy(ctx context.Context, r Request, refusal error) bool {
 			continue
 		}
 		tidying += p.tidying
+		for i := range p.vfs {
+			if p.vfs[i].suspicious() {
+				tidying++ // before long
+			}
+		}
 	}
 	tidied := b.tidied
 	b.mu.Unlock()

@@ -205,7 +205,7 @@ func (b *Broker) refresh(s stale) (err error) {
 }
 
 // changed draws the conclusions from a change of a PF or of its VFs: leases whose function
-// is no longer as lent are looked at, what is back or let go by others is scrubbed, and others' changes are sought.
+// is no longer as lent are looked at, what is back is scrubbed, and others' changes are sought.
 func (b *Broker) changed(pf string) {
 	b.mu.Lock()
 	if p := b.inv.byID[pf]; p != nil {
@@ -213,7 +213,6 @@ func (b *Broker) changed(pf string) {
 			b.startLocked(e, false)
 		}
 		b.suspect(p)
-		b.distrust(p)
 		for i := range p.vfs {
 			p.vfs[i].waits = false
 		}
