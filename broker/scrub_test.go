@@ -306,3 +306,38 @@ func TestBoundUnseenIsLeft(t *testing.T) {
 		t.Errorf("cleared: %v, %d host writes", err, writes)
 	}
 }
+
+// What others do with the VFs of a PF that is not on the allow-list has nobody wait: those are never scrubbed.
+func TestOthersPFIsNotAwaited(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, watched)
+	for i := range 7 {
+		r.acquire(string(rune('a'+i)), "a")
+	}
+	dir := r.host.PF(otherMAC).Dir()
+	if err := r.host.Behind().Write(dir+"/sriov_numvfs", "1"); err != nil {
+		t.Fatal(err)
+	}
+	driver := func() string {
+		pfs, _, err := r.Inventory(root, "mac:"+otherMAC, broker.Page{})
+		if err != nil || len(pfs[0].VFs) == 0 {
+			return "unseen"
+		}
+		return pfs[0].VFs[0].Driver
+	}
+	r.until("the VF is seen with its driver", func() bool { return driver() == "igbvf" })
+	pfs, _, err := r.Inventory(root, "mac:"+otherMAC, broker.Page{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.host.Behind().Write("/sys/bus/pci/drivers/igbvf/unbind", pfs[0].VFs[0].Addr.String()); err != nil {
+		t.Fatal(err)
+	}
+	r.until("and without", func() bool { return driver() == "" })
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	_, err = r.Acquire(ctx, root, broker.Request{RequestID: "none", Guest: "b"})
+	if !errors.Is(err, broker.ErrNoCapacity) || ctx.Err() != nil {
+		t.Errorf("an eighth: %v, %v", err, ctx.Err())
+	}
+}

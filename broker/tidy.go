@@ -141,7 +141,7 @@ func (b *Broker) awaitTidy(ctx context.Context, r Request, refusal error) bool {
 		}
 		tidying += p.tidying
 		for i := range p.vfs {
-			if p.vfs[i].suspicious() {
+			if p.policy != nil && p.vfs[i].suspicious() {
 				tidying++ // before long
 			}
 		}

@@ -81,9 +81,9 @@ type stale struct {
 func (b *Broker) everything() {
 	for _, p := range b.allPFs() {
 		b.mu.look()
-		addr := p.pf.Addr
+		id, addr := p.id(), p.pf.Addr
 		b.mu.Unlock()
-		b.inTurn(p.id(), stale{addr: addr})
+		b.inTurn(id, stale{addr: addr})
 	}
 	b.inTurn("", stale{host: true})
 }
