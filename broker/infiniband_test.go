@@ -1,9 +1,11 @@
 package broker_test
 
 import (
+	"net"
 	"testing"
 
 	"vfbroker/broker"
+	"vfbroker/guestshim"
 	"vfbroker/rdma/ib"
 	"vfbroker/sriov"
 	"vfbroker/sriov/pci"
@@ -11,7 +13,7 @@ import (
 	"vfbroker/test/fakehv"
 )
 
-// A guest on InfiniBand is known to the fabric by GUIDs of its own, of which a release leaves nothing.
+// A guest on InfiniBand is known to the fabric by GUIDs of its own, of which a release leaves nothing; its shim is asked by the port's.
 func TestInfiniBand(t *testing.T) {
 	t.Parallel()
 	addr := pci.Addr{Bus: 0xb0}
@@ -37,12 +39,21 @@ func TestInfiniBand(t *testing.T) {
 		}
 		return *list[index].NodeGUID, *list[index].PortGUID
 	}
+	asked := make(chan guestshim.Identity, 1)
+	r.hv.Serve(func(broker.GuestID) (net.Conn, error) {
+		ours, theirs := net.Pipe()
+		go reportUp(theirs, func(id guestshim.Identity) { asked <- id })
+		return ours, nil
+	})
 	seen := map[ib.GUID]bool{}
 	for i := range 3 {
 		l := r.acquire(string(rune('1'+i)), "a")
 		node, port := guids(l.Function.Index)
 		if node[0]&3 != 2 || port[0]&3 != 2 || seen[node] || seen[port] || node == port {
 			t.Errorf("grant %d has GUIDs %v and %v, want fresh ones, locally administered", i, node, port)
+		}
+		if id := <-asked; id.GUID != port.String() || id.MAC != "" {
+			t.Errorf("grant %d asks the shim for %v, want port GUID %v", i, id, port)
 		}
 		seen[node], seen[port] = true, true
 		r.release(l)

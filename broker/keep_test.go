@@ -85,7 +85,7 @@ func TestRestartedGuestsShim(t *testing.T) {
 					return nil, syscall.ECONNRESET
 				}
 				ours, theirs := net.Pipe()
-				go reportUp(theirs)
+				go reportUp(theirs, func(guestshim.Identity) {})
 				return ours, nil
 			})
 			l, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "1", Guest: "a", Shim: broker.ShimRequire})
@@ -109,7 +109,7 @@ func TestRestartedGuestsShim(t *testing.T) {
 }
 
 // reportUp is a shim that has every function it is asked for, up.
-func reportUp(conn net.Conn) {
+func reportUp(conn net.Conn, asked func(guestshim.Identity)) {
 	defer conn.Close()
 	for in := bufio.NewScanner(conn); in.Scan(); {
 		var request struct {
@@ -119,6 +119,7 @@ func reportUp(conn net.Conn) {
 		if json.Unmarshal(in.Bytes(), &request) != nil {
 			return
 		}
+		asked(request.Body)
 		report, err := json.Marshal(guestshim.Report{Driver: "igbvf", Netdev: "eth1", MAC: request.Body.MAC, Up: true, Carrier: new(true), Link: true})
 		if err != nil {
 			return

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"vfbroker/guestshim"
+	"vfbroker/sriov"
 	"vfbroker/sriov/sysfs"
 )
 
@@ -192,11 +193,19 @@ func (b *Broker) awaitShim(ctx context.Context, hv Hypervisor, l Lease) error {
 	}
 	client := guestshim.NewClient(conn)
 	defer client.Close()
-	id := guestshim.Identity{MAC: l.Plan.WantAttrs.MAC.String(), BringUp: true}
-	if _, err := client.Await(ctx, id); err != nil {
+	if _, err := client.Await(ctx, shimIdentity(l.Plan.WantAttrs)); err != nil {
 		return fmt.Errorf("wait for function %s in guest %s: %w: %w", l.Function, l.Guest.ID, ErrGuestNotReady, err)
 	}
 	return nil
+}
+
+// shimIdentity is how a guest's shim finds what it was lent. On InfiniBand that is
+// the port: the guest need not have an interface, and that of IPoIB has another address than what the VF was given.
+func shimIdentity(given sriov.VFAttrs) guestshim.Identity {
+	if given.PortGUID != nil {
+		return guestshim.Identity{GUID: given.PortGUID.String(), BringUp: true}
+	}
+	return guestshim.Identity{MAC: given.MAC.String(), BringUp: true}
 }
 
 // undo brings a step to what a free function has.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -20,19 +21,29 @@ type observer struct {
 
 // Await waits until this machine's device with the identity has driver and
 // link, or ctx ends: an *Error with NotReady then says what was missing. It sleeps until
-// the kernel tells of a change.
+// the kernel tells of a change; of an RDMA port's it tells nobody, so for a GUID it looks every second.
 func Await(ctx context.Context, fs sysfs.FS, id Identity) (Report, error) {
 	return observer{fs: fs, watch: watch, setUp: setUp}.await(ctx, id)
 }
 
+// portInterval is how often an RDMA port is looked at: its state and its GIDs change without a uevent, and
+// without IPoIB (rtnetlink) nothing else tells of them (ib_dispatch_event, drivers/infiniband/core/cache.c).
+const portInterval = time.Second
+
 // await waits until the device is ready. It subscribes before it looks, so
-// that no change falls between the two, and looks again only when told.
+// that no change falls between the two, and looks again only when told, or as an RDMA port needs it.
 func (o observer) await(ctx context.Context, id Identity) (Report, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	hints, err := o.watch(ctx)
 	if err != nil {
 		return Report{}, err
+	}
+	var tick <-chan time.Time // never, for an interface
+	if id.GUID != "" {
+		ticker := time.NewTicker(portInterval)
+		defer ticker.Stop()
+		tick = ticker.C
 	}
 	broughtUp := 0
 	for {
@@ -51,6 +62,7 @@ func (o observer) await(ctx context.Context, id Identity) (Report, error) {
 		}
 		select {
 		case <-hints:
+		case <-tick:
 		case <-ctx.Done():
 			return Report{}, notReady(id, r, err)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -65,6 +66,35 @@ func TestAwaitFollowsTheDevice(t *testing.T) {
 	if diff := cmp.Diff([]int{3}, guest.upped); diff != "" {
 		t.Errorf("interfaces set up (-want +got):\n%s", diff)
 	}
+}
+
+// Of an RDMA port without an interface the kernel tells nobody; it is waited for all the same.
+func TestAwaitPort(t *testing.T) {
+	t.Parallel()
+	const second, state = "0011:2233:4455:0002", portDir + "/ports/2/state"
+	tr := newTree(t, infiniband)
+	synctest.Test(t, func(t *testing.T) {
+		silent := func(context.Context) (<-chan struct{}, error) { return nil, nil }
+		guest := observer{fs: tr, watch: silent}
+		time.AfterFunc(10*portInterval, func() { tr.put(state, "4: ACTIVE") })
+		began := time.Now()
+		got, err := guest.await(t.Context(), Identity{GUID: second, BringUp: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(portReport, got); diff != "" {
+			t.Errorf("report (-want +got):\n%s", diff)
+		}
+		if took := time.Since(began); took > 11*portInterval {
+			t.Errorf("the port was seen after %v, and active after %v", took, 10*portInterval)
+		}
+		tr.put(state, "1: DOWN")
+		ctx, cancel := context.WithTimeout(t.Context(), 3*portInterval)
+		defer cancel()
+		if _, err := guest.await(ctx, Identity{GUID: second}); !errors.Is(err, NotReady) || !strings.Contains(err.Error(), "no active port") {
+			t.Errorf("a port that is down: got %v, want %v", err, NotReady)
+		}
+	})
 }
 
 func TestAwaitLeavesDownWhatIsDown(t *testing.T) {

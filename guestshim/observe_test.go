@@ -60,21 +60,27 @@ func TestObserveByMAC(t *testing.T) {
 	}
 }
 
-func TestObserveByGUID(t *testing.T) {
-	t.Parallel()
-	const dir = "/sys/devices/pci0000:00/0000:00:06.0/infiniband/mlx5_0"
-	entries := map[string]string{
+// A guest's RDMA device without an interface: its first port is active, its second is not.
+const portDir = "/sys/devices/pci0000:00/0000:00:06.0/infiniband/mlx5_0"
+
+var (
+	infiniband = map[string]string{
 		"/sys/class/infiniband/mlx5_0":                "-> ../../devices/pci0000:00/0000:00:06.0/infiniband/mlx5_0",
-		dir + "/node_guid":                            "0011:2233:4455:6677",
-		dir + "/ports/1/gids/0":                       "fe80:0000:0000:0000:0011:2233:4455:0001",
-		dir + "/ports/1/state":                        "4: ACTIVE",
-		dir + "/ports/2/gids/0":                       "fe80:0000:0000:0000:0011:2233:4455:0002",
-		dir + "/ports/2/state":                        "2: INIT",
-		dir + "/device":                               "-> ../../../0000:00:06.0",
+		portDir + "/node_guid":                        "0011:2233:4455:6677",
+		portDir + "/ports/1/gids/0":                   "fe80:0000:0000:0000:0011:2233:4455:0001",
+		portDir + "/ports/1/state":                    "4: ACTIVE",
+		portDir + "/ports/2/gids/0":                   "fe80:0000:0000:0000:0011:2233:4455:0002",
+		portDir + "/ports/2/state":                    "2: INIT",
+		portDir + "/device":                           "-> ../../../0000:00:06.0",
 		"/sys/devices/pci0000:00/0000:00:06.0/driver": "-> ../../../bus/pci/drivers/mlx5_core",
 	}
-	tr := newTree(t, entries)
-	active := Report{Addr: pci.Addr{Device: 6}, Driver: "mlx5_core", RDMA: []string{"mlx5_0"}, Link: true}
+	portReport = Report{Addr: pci.Addr{Device: 6}, Driver: "mlx5_core", RDMA: []string{"mlx5_0"}, Link: true}
+)
+
+func TestObserveByGUID(t *testing.T) {
+	t.Parallel()
+	tr := newTree(t, infiniband)
+	active := portReport
 	inactive := active
 	inactive.Link = false
 	for guid, want := range map[string]Report{
