@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"vfbroker/sriov"
@@ -135,6 +136,9 @@ func (b *Broker) plan(ctx context.Context, c Caller, r Request) (Lease, error) {
 	if !c.Admin && c.UID != guest.OwnerUID {
 		return Lease{}, fmt.Errorf("lend to guest %s: %w: uid %d does not own it", r.Guest, ErrDenied, c.UID)
 	}
+	if err := guest.mayHave(c, r); err != nil {
+		return Lease{}, fmt.Errorf("lend to guest %s: %w", r.Guest, err)
+	}
 	hv, err := b.hypervisor(guest.Target)
 	if err != nil {
 		return Lease{}, fmt.Errorf("lend to guest %s: %w", r.Guest, err)
@@ -154,6 +158,20 @@ func (b *Broker) plan(ctx context.Context, c Caller, r Request) (Lease, error) {
 	l.Plan.Want = Setting{Driver: hv.Capabilities().Driver, Override: hv.Capabilities().Driver, UID: l.Guest.UID, GID: l.Guest.GID}
 	l.Plan.WantAttrs, err = b.wantedAttrs(r)
 	return l, err
+}
+
+// mayHave says whether the caller may ask for the guest's place in the network: another's VLAN or MAC would be its own
+// then, and the spoof check would guard it.
+func (g GuestConfig) mayHave(c Caller, r Request) error {
+	switch {
+	case c.Admin:
+		return nil
+	case r.VLAN != 0 && !slices.Contains(g.VLANs, r.VLAN):
+		return fmt.Errorf("%w: VLAN %d is not one of those that its owner may ask for; have root add it to vlans in the guest's configuration", ErrDenied, r.VLAN)
+	case r.MAC != "" && !g.OwnMAC:
+		return fmt.Errorf("%w: its owner may not choose a MAC; leave it out, or have root set own_mac in the guest's configuration", ErrDenied)
+	}
+	return nil
 }
 
 // placements is how often a function that changed under our hands is replaced by another.

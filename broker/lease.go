@@ -41,6 +41,8 @@ type GuestConfig struct {
 	Domain   string // name of the domain (xen), "": the guest's id
 	Trusted  bool   // its kernel is (xen): a PV kernel can keep what it mapped of a function that it gave back
 	OwnerUID int    // the local user that may lend to this guest, beside root
+	VLANs    []int  // that its owner may ask for, beside none; root may ask for any
+	OwnMAC   bool   // its owner may choose the MAC
 	Shim     bool
 	Keep     bool // its leases wait for it when it restarts; else they end with it
 }

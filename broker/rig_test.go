@@ -48,7 +48,11 @@ func newRig(t testing.TB, change ...func(*rig)) *rig {
 			if strings.HasPrefix(string(id), "no") {
 				return broker.GuestConfig{}, broker.ErrNotFound
 			}
-			return broker.GuestConfig{ID: id, Target: broker.KVM, OwnerUID: alice.UID}, nil
+			guest := broker.GuestConfig{ID: id, Target: broker.KVM, OwnerUID: alice.UID}
+			if id == "a" {
+				guest.VLANs, guest.OwnMAC = []int{6, 7}, true
+			}
+			return guest, nil
 		},
 		Policy: broker.Policy{PFs: []broker.PFPolicy{{PF: r.pf, VFs: &seven}}},
 		Limits: broker.Limits{Look: 200 * time.Millisecond, Retry: 10 * time.Millisecond, Unplug: time.Hour},

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -58,12 +59,13 @@ func TestGuestsDirectory(t *testing.T) {
 	writeFile(t, filepath.Join(dir, "unknown.yaml"), good+"mem: 4\n", 0o600)
 	writeFile(t, filepath.Join(dir, "target.yaml"), "target: vmware\nqmp: /run/g.qmp\n", 0o600)
 	for name, text := range map[string]string{
-		"xen": "domain: web 1\ntrusted: true\nowner_uid: 1000\n", "xenown": "", "xenended": "on_restart: end\n", "xenqmp": "qmp: /run/g.qmp\n", "xencid": "cid: 7\n",
+		"xen": "domain: web 1\ntrusted: true\nowner_uid: 1000\nvlans: [42, 43]\nown_mac: true\n", "xenown": "", "xenended": "on_restart: end\n", "xenqmp": "qmp: /run/g.qmp\n", "xencid": "cid: 7\n",
 		"xen0": "domain: Domain-0\n", "xenname": "domain: \"a\\nb\"\n", "xenspace": "domain: \" a\"\n",
 	} {
 		writeFile(t, filepath.Join(dir, name+".yaml"), "target: xen\n"+text, 0o600)
 	}
 	writeFile(t, filepath.Join(dir, "kvmdomain.yaml"), good+"domain: g\n", 0o600)
+	writeFile(t, filepath.Join(dir, "vlan.yaml"), good+"vlans: [1, 4095]\n", 0o600)
 	writeFile(t, filepath.Join(dir, "kvmtrust.yaml"), good+"trusted: true\n", 0o600)
 	if err := os.Symlink("good.yaml", filepath.Join(dir, "link.yaml")); err != nil {
 		t.Fatal(err)
@@ -96,6 +98,7 @@ func TestGuestsDirectory(t *testing.T) {
 		{"kvmtrust", broker.ErrUnavailable, "trusted: is for target xen"},
 		{"kvmdomain", broker.ErrUnavailable, "domain: is for target xen"},
 		{"restart", broker.ErrUnavailable, `on_restart: "maybe", want end or keep`},
+		{"vlan", broker.ErrUnavailable, "vlans: 4095, want 1 to 4094"},
 		{"link", broker.ErrUnavailable, "too many levels of symbolic links"},
 		{"dir", broker.ErrUnavailable, "is not a regular file"},
 	} {
@@ -109,12 +112,12 @@ func TestGuestsDirectory(t *testing.T) {
 	}
 	got, err := c.guest("good")
 	want := broker.GuestConfig{ID: "good", Target: broker.KVM, QMP: "/run/g.qmp", CID: 7, OwnerUID: 1000, Shim: true}
-	if err != nil || got != want {
+	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("guest %+v, %v, want %+v", got, err, want)
 	}
 	got, err = c.guest("xen")
-	want = broker.GuestConfig{ID: "xen", Target: broker.Xen, Domain: "web 1", Trusted: true, OwnerUID: 1000, Keep: true}
-	if err != nil || got != want {
+	want = broker.GuestConfig{ID: "xen", Target: broker.Xen, Domain: "web 1", Trusted: true, OwnerUID: 1000, VLANs: []int{42, 43}, OwnMAC: true, Keep: true}
+	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("guest %+v, %v, want %+v", got, err, want)
 	}
 	for id, keep := range map[broker.GuestID]bool{"good": false, "ended": false, "kept": true, "xenown": true, "xenended": false} {

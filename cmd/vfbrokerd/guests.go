@@ -22,12 +22,20 @@ import (
 // The least vsock context id of a guest; lower ones are reserved (vsock(7)).
 const minCID = 3
 
+// maxVLAN is the highest VLAN id; 4095 is reserved (IEEE 802.1Q).
+const maxVLAN = 4094
+
 func (g guestConfig) check() error {
 	switch {
 	case g.OwnerUID < 0:
 		return fmt.Errorf("owner_uid: %d, want 0 and up", g.OwnerUID)
 	case !slices.Contains([]string{"", restartEnd, restartKeep}, g.OnRestart):
 		return fmt.Errorf("on_restart: %q, want %s or %s", g.OnRestart, restartEnd, restartKeep)
+	}
+	for _, vlan := range g.VLANs {
+		if vlan < 1 || vlan > maxVLAN {
+			return fmt.Errorf("vlans: %d, want 1 to %d", vlan, maxVLAN)
+		}
 	}
 	switch g.Target {
 	case broker.KVM:
@@ -114,8 +122,8 @@ func (c *config) guest(id broker.GuestID) (broker.GuestConfig, error) {
 			return broker.GuestConfig{}, err
 		}
 	}
-	return broker.GuestConfig{ID: id, Target: g.Target, QMP: g.QMP, CID: g.CID, Domain: g.Domain, Trusted: g.Trusted, OwnerUID: g.OwnerUID, Shim: g.Shim,
-		Keep: g.keeps()}, nil
+	return broker.GuestConfig{ID: id, Target: g.Target, QMP: g.QMP, CID: g.CID, Domain: g.Domain, Trusted: g.Trusted, OwnerUID: g.OwnerUID,
+		VLANs: g.VLANs, OwnMAC: g.OwnMAC, Shim: g.Shim, Keep: g.keeps()}, nil
 }
 
 // keeps says whether the guest's leases wait for it when it restarts. On Xen a reboot is a new domain, which xl gives what the
