@@ -74,9 +74,9 @@ func (b *Broker) granted(ctx context.Context, e *entry) (Lease, error) {
 		return Lease{}, err
 	}
 	b.mu.look()
-	granted, waiting := e.lease.Granted, e.waiting
+	granted, waiting, stalled := e.lease.Granted, e.waiting, e.stalled
 	b.mu.Unlock()
-	if !granted {
+	if !granted && !stalled {
 		// The error comes when all is taken back, or as soon as that has to wait.
 		select {
 		case <-e.closed:
@@ -102,26 +102,23 @@ func (b *Broker) granted(ctx context.Context, e *entry) (Lease, error) {
 // awaitSettled waits until a grant has succeeded or failed. Its error says why nobody can tell yet.
 func (b *Broker) awaitSettled(ctx context.Context, e *entry) error {
 	b.mu.look()
-	waiting := e.waiting
+	waiting, cause := e.waiting, e.grantStuck()
 	b.mu.Unlock()
-	for {
-		var cause error
+	for cause == nil {
 		select {
 		case <-e.settled:
 			return nil
 		case <-waiting:
 			b.mu.look()
-			waiting, cause = e.waiting, e.stuck
+			waiting, cause = e.waiting, e.grantStuck()
 			b.mu.Unlock()
 		case <-ctx.Done():
 			cause = ctx.Err()
 		case <-b.ctx.Done():
 			cause = fmt.Errorf("%w: the broker is stopping", ErrUnavailable)
 		}
-		if cause != nil {
-			return fmt.Errorf("acquire for request id %s: %w; it goes on without you: ask again with the same id", e.body.RequestID, cause)
-		}
 	}
+	return fmt.Errorf("acquire for request id %s: %w; it goes on without you: ask again with the same id", e.body.RequestID, cause)
 }
 
 // plan checks a request and prepares a lease without a function.

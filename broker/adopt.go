@@ -156,5 +156,8 @@ func (b *Broker) adopted(ctx context.Context, hv Hypervisor, l *Lease) (err erro
 	if l.Plan.WantAttrs, err = b.readAttributes(ctx, l.Function); errors.Is(err, sriov.ErrNotReadable) {
 		err = nil
 	}
+	if _, unknown := shimIdentity(*l); unknown != nil {
+		l.Plan.Shim = false
+	}
 	return err
 }

@@ -2,11 +2,13 @@ package broker_test
 
 import (
 	"errors"
+	"net"
 	"os"
 	"strings"
 	"testing"
 
 	"vfbroker/broker"
+	"vfbroker/guestshim"
 )
 
 // A daemon whose journal was lost learns from the guests what is lent, under the same ids and a new
@@ -160,6 +162,24 @@ func TestAdoptedNotReadable(t *testing.T) {
 	r.until("the rest is scrubbed", func() bool { return r.Stats().Functions[r.pf][broker.Free] == 7 })
 	r.host.NotReadable(r.host.PF(pfMAC), false)
 	r.pristine()
+}
+
+// Nobody knows by which address its guest's shim would know such a lease: it goes on without.
+func TestAdoptedNotReadableIsKept(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, keepGuests, guestsListed, lendUnread)
+	r.hv.Serve(func(broker.GuestID) (net.Conn, error) {
+		ours, theirs := net.Pipe()
+		go reportUp(theirs, func(guestshim.Identity) {})
+		return ours, nil
+	})
+	r.host.NotReadable(r.host.PF(pfMAC), true)
+	l := r.acquire("1", "a")
+	r.loseJournal()
+	r.hv.End("a")
+	r.await(l, broker.Pending)
+	r.hv.Start("a")
+	r.await(l, broker.Active)
 }
 
 // guestsListed has the daemon know which guests there are.

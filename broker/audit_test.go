@@ -106,13 +106,35 @@ func TestRenewalsAreToldOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	told := 0
-	for _, line := range r.audit(broker.AuditFilter{}) {
-		if line.Event == broker.AuditRenewed {
-			told++
-		}
-	}
-	if told != 1 {
+	if told := r.told(broker.AuditRenewed); told != 1 {
 		t.Errorf("20 renewals by one user within an hour are told %d times", told)
 	}
+}
+
+// A renewal that failed was told to nobody, so the next one is.
+func TestRenewalAfterOneThatFailed(t *testing.T) {
+	t.Parallel()
+	r, journal := breakable(t)
+	l := r.grant("1", "a", time.Hour)
+	journal.breaks(errFull, false)
+	if _, err := r.renew(l, time.Hour); !errors.Is(err, broker.ErrUnavailable) {
+		t.Fatal(err)
+	}
+	journal.breaks(nil, false)
+	if _, err := r.renew(l, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if told := r.told(broker.AuditRenewed); told != 1 {
+		t.Errorf("it is told %d times, want once", told)
+	}
+}
+
+// told counts the records of an event in the audit log.
+func (r *rig) told(event broker.AuditEvent) (n int) {
+	for _, line := range r.audit(broker.AuditFilter{}) {
+		if line.Event == event {
+			n++
+		}
+	}
+	return n
 }

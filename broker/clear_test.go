@@ -1,7 +1,9 @@
 package broker_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -10,6 +12,7 @@ import (
 	"testing"
 
 	"vfbroker/broker"
+	"vfbroker/sriov"
 	"vfbroker/test/fakehost"
 )
 
@@ -83,6 +86,53 @@ func TestScrubOfWhatVanishes(t *testing.T) {
 		})
 	})
 	r.numVFs("7")
+	r.until("it is scrubbed", func() bool { return r.state(0) == broker.Free })
+	r.lastScrubbed(l.Function)
+	r.pristine()
+}
+
+// netdevless is a PF whose interface is away for a while: in another namespace, or not made yet.
+type netdevless struct {
+	sriov.Attributes
+	away   atomic.Bool
+	missed atomic.Int64
+}
+
+func (n *netdevless) Set(ctx context.Context, pf sriov.PF, vf int, want sriov.VFAttrs) ([]string, error) {
+	if n.away.Load() {
+		n.missed.Add(1)
+		return nil, fmt.Errorf("set attributes of VF %d: %w", vf, sriov.ErrNoNetdev)
+	}
+	return n.Attributes.Set(ctx, pf, vf, want)
+}
+
+// What cannot be cleared because the PF's interface is away is cleared when that is back, without anybody's help.
+func TestScrubbedWhenTheInterfaceIsBack(t *testing.T) {
+	t.Parallel()
+	attrs := &netdevless{}
+	r := newRig(t, watched, func(r *rig) {
+		attrs.Attributes = r.options.Attributes
+		r.options.Attributes = attrs
+	})
+	l := r.acquire("1", "a")
+	attrs.away.Store(true)
+	r.release(l)
+	for range 3 { // no change helps while it is away
+		missed := attrs.missed.Load()
+		r.host.SetUp(r.host.PF(pfMAC), false)
+		r.host.SetUp(r.host.PF(pfMAC), true)
+		r.until("it is missed again", func() bool { return attrs.missed.Load() > missed })
+		r.until("the scrub has failed", func() bool {
+			f := r.function(0)
+			return f.State == broker.Quarantined && strings.Contains(f.Reason, sriov.ErrNoNetdev.Error())
+		})
+	}
+	if n := attrs.missed.Load(); n > 8 { // at the release, and with each of seven changes
+		t.Errorf("it was tried %d times", n)
+	}
+	attrs.away.Store(false)
+	r.host.SetUp(r.host.PF(pfMAC), false)
+	r.host.SetUp(r.host.PF(pfMAC), true)
 	r.until("it is scrubbed", func() bool { return r.state(0) == broker.Free })
 	r.lastScrubbed(l.Function)
 	r.pristine()

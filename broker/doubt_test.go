@@ -3,6 +3,7 @@ package broker_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -72,6 +73,38 @@ func TestJournalHangs(t *testing.T) {
 	})
 }
 
+// Who asks again and again meanwhile leaves nothing behind that waits, but for the first.
+func TestJournalHangsForMany(t *testing.T) { // not parallel: it counts goroutines
+	r := newRig(t)
+	journal := &hanging{Store: r.store, gate: make(chan struct{})}
+	goOn := sync.OnceFunc(func() { close(journal.gate) })
+	r.over(journal)
+	defer goOn()
+	l := r.grant("1", "a", time.Hour)
+	journal.hangs.Store(true)
+	ask := func() {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		_, renewed := r.Renew(ctx, root, broker.RenewRequest{RequestID: "n", LeaseID: l.ID, Generation: l.Generation, Duration: time.Hour})
+		_, released := r.Release(ctx, root, broker.ReleaseRequest{RequestID: "r", LeaseID: l.ID, Generation: l.Generation})
+		if !errors.Is(renewed, context.DeadlineExceeded) || !errors.Is(released, context.DeadlineExceeded) {
+			t.Fatalf("renewed: %v; released: %v", renewed, released)
+		}
+	}
+	ask()
+	r.until("the journal hangs", func() bool { return journal.begun.Load() == 1 })
+	before := runtime.NumGoroutine()
+	for range 50 {
+		ask()
+	}
+	if now := runtime.NumGoroutine(); now > before+10 {
+		t.Errorf("50 calls of each left %d goroutines", now-before)
+	}
+	goOn()
+	r.release(l)
+}
+
 // A journal that cannot be written from the start on is told of, though nothing is owed to it yet.
 func TestBehindAtStart(t *testing.T) {
 	t.Parallel()
@@ -123,8 +156,12 @@ func TestGrantInDoubt(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, func(r *rig) { r.options.Limits.Retry = time.Hour }) // the daemon ends before it tries again
 			r.over(&doubtful{Store: r.store})
-			if _, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "1", Guest: "a"}); !errors.Is(err, broker.ErrUnavailable) {
-				t.Fatalf("acquire: %v", err)
+			for _, when := range []string{"at first", "again"} { // who comes later does not wait for the next try
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				if _, err := r.Acquire(ctx, root, broker.Request{RequestID: "1", Guest: "a"}); !errors.Is(err, broker.ErrUnavailable) || ctx.Err() != nil {
+					t.Fatalf("acquire %s: %v", when, err)
+				}
 			}
 			r.acquire("2", "b") // what is owed is written with it
 			r.Broker.Close()

@@ -50,28 +50,38 @@ func (b *Broker) suspect(p *pfState) {
 	b.workers.Go(func() { b.checkDrift(p) })
 }
 
-// checkDrift looks at a PF until nothing is suspected of it and nothing is left to be set right.
+// checkDrift looks at a PF until nothing is suspected of it and nothing is left to be set right or to be scrubbed.
 func (b *Broker) checkDrift(p *pfState) {
-	pause := b.limits.Drift
+	var next time.Duration
 	for {
 		select {
-		case <-time.After(pause):
+		case <-time.After(max(b.limits.Drift, next)):
 		case <-b.ctx.Done():
 			return
 		}
 		b.mu.Lock()
 		p.suspected = false
+		id, resting := p.id(), b.waitsToRest(p)
 		b.mu.Unlock()
-		pause = max(b.limits.Drift, b.seekDrift(p), b.recarve(p))
-		b.distrust(p)
+		next = sooner(b.seekDrift(p), b.recarve(p))
+		b.tidy(id)
 		b.mu.Lock()
-		again := p.suspected || pause > b.limits.Drift
+		b.tellTidied() // what somebody else has again is waited for no more
+		again := p.suspected || next > 0 || resting
 		p.checking = again
 		b.mu.Unlock()
 		if !again {
 			return
 		}
 	}
+}
+
+// sooner is the shorter of two pauses, of which 0 is none.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b != 0 && b < a {
+		return b
+	}
+	return a
 }
 
 // settled is a function of which nothing is under way: what it should be like is certain.
@@ -132,9 +142,7 @@ func (b *Broker) seekDrift(p *pfState) (pause time.Duration) {
 			now = attrs[s.id.Index]
 		}
 		b.take(p, s.id.String(), &v.drift, driftOfVF(v, s, now, append(p.support.without(s.attrs, sriov.DefaultAttrsOf(p.pf)), s.lease.Unsupported...), isolated[s.lease.ID]))
-		if next := b.repair(p, v, s); next > 0 && (pause == 0 || next < pause) {
-			pause = next
-		}
+		pause = sooner(pause, b.repair(p, v, s))
 	}
 	return pause
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"vfbroker/sriov"
 )
 
 // drive brings a lease to rest: it asks next what to do, does it, and asks
@@ -208,8 +210,12 @@ func (d *driver) wait(l Lease, a action) {
 	}
 	b.mu.Lock()
 	refusal := d.e.refusal
-	d.e.refusal = false
+	d.e.refusal, d.e.stalled = false, false
 	b.mu.Unlock()
+	if l.State == Pending && l.Granted {
+		d.forget() // its guest may have ended once more, and what that held is gone
+		return
+	}
 	*seen = observation{}
 	if refusal {
 		*seen = observation{is: refused, tried: true, err: fmt.Errorf("detach %s from guest %s: %w; stop what uses it in the guest, then release again", l.Addr, l.Guest.ID, ErrGuestRefused)}
@@ -224,7 +230,7 @@ func (d *driver) tell(err error) {
 	if d.e.lease.State != d.state {
 		return
 	}
-	d.e.stuck = err
+	d.e.stuck, d.e.stalled = err, true
 	closeOnce(d.e.waiting)
 	d.e.waiting = make(chan struct{})
 }
@@ -258,7 +264,7 @@ func (d *driver) settle(l Lease, a action) bool {
 	scrub := d.scrub
 	scrub.Time = time.Now()
 	if a.err != nil {
-		record.Quarantined, record.Rescrub = a.err.Error(), a.to == Lost
+		record.Quarantined, record.Rescrub = a.err.Error(), a.to == Lost || errors.Is(a.err, sriov.ErrNoNetdev)
 	} else {
 		record.Scrub = &scrub
 	}
@@ -293,6 +299,9 @@ func (d *driver) afterCommit(err error) bool {
 	case <-time.After(d.b.limits.Retry):
 	case <-d.b.ctx.Done():
 	}
+	d.b.mu.Lock()
+	d.e.stalled = false
+	d.b.mu.Unlock()
 	return true
 }
 
@@ -321,11 +330,16 @@ func (b *Broker) commitTransition(to LeaseState, batch Batch) error {
 	return nil
 }
 
-// transition changes a lease durably, if it is still as it was in from, and then in memory.
-// cause is what a waiting client is told.
-func (b *Broker) transition(e *entry, from Lease, change func(*Lease, *Batch), cause error) error {
+// transition is change when it is the lease's turn.
+func (b *Broker) transition(e *entry, from Lease, how func(*Lease, *Batch), cause error) error {
 	e.turning <- struct{}{}
 	defer func() { <-e.turning }()
+	return b.change(e, from, how, cause)
+}
+
+// change changes a lease durably, if it is still as it was in from, and then in memory.
+// cause is what a waiting client is told. It is called with turning's token.
+func (b *Broker) change(e *entry, from Lease, how func(*Lease, *Batch), cause error) error {
 	b.mu.Lock()
 	l := e.lease
 	forget := b.leases.surplus()
@@ -334,7 +348,7 @@ func (b *Broker) transition(e *entry, from Lease, change func(*Lease, *Batch), c
 	if l.State != from.State || l.Until != from.Until {
 		return errOvertaken
 	}
-	change(&l, &batch)
+	how(&l, &batch)
 	l.Changed = time.Now()
 	l.Doubted = l.Doubted && !l.Granted // with this commit a grant is certain
 	batch.Leases = append(batch.Leases, l)
@@ -348,7 +362,7 @@ func (b *Broker) transition(e *entry, from Lease, change func(*Lease, *Batch), c
 	// A step may have filled in the slot meanwhile; nothing else changes outside transitions.
 	l.Slot, l.Unsupported = e.lease.Slot, e.lease.Unsupported
 	if l.State != e.lease.State {
-		e.stuck = nil // it was of the state before
+		e.stuck, e.stalled = nil, false // they were of the state before
 	}
 	e.lease = l
 	if cause != nil || l.State == Active {

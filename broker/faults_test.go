@@ -156,6 +156,31 @@ func TestScrubFailsIsQuarantined(t *testing.T) {
 	r.pristine()
 }
 
+// A grant that is being taken back when the daemon is started anew has failed, and says why to who asks again.
+func TestRestartWhileTakenBack(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	l := r.acquire("1", "a")
+	r.Broker.Close()
+	l.State, l.Granted, l.Reason = broker.Releasing, false, "the guest did not want it"
+	if err := errors.Join(r.store.Commit(t.Context(), broker.Batch{Leases: []broker.Lease{l}}), r.store.Close()); err != nil {
+		t.Fatal(err)
+	}
+	begun, goOn := r.hangOnce("/reset")
+	defer goOn()
+	r.open()
+	<-begun
+	answer := make(chan error, 1)
+	go func() {
+		_, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "1", Guest: "a"})
+		answer <- err
+	}()
+	goOn()
+	if err := <-answer; err != nil && (!errors.Is(err, broker.ErrUnavailable) || !strings.Contains(err.Error(), l.Reason)) {
+		t.Errorf("asked again: %v", err) // nil: it had been taken back, and this was a new attempt
+	}
+}
+
 func TestRestart(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

@@ -1,7 +1,9 @@
 package broker_test
 
 import (
+	"errors"
 	"net"
+	"strings"
 	"testing"
 
 	"vfbroker/broker"
@@ -13,9 +15,8 @@ import (
 	"vfbroker/test/fakehv"
 )
 
-// A guest on InfiniBand is known to the fabric by GUIDs of its own, of which a release leaves nothing; its shim is asked by the port's.
-func TestInfiniBand(t *testing.T) {
-	t.Parallel()
+// onInfiniBand puts the rig on a host whose PF is on InfiniBand, with a shim in each guest that tells what it is asked for.
+func onInfiniBand(t *testing.T) (*rig, <-chan guestshim.Identity) {
 	addr := pci.Addr{Bus: 0xb0}
 	host := fakehost.New(t, "cx6-pair")
 	host.SetUp(addr, true)
@@ -28,23 +29,30 @@ func TestInfiniBand(t *testing.T) {
 		r.options.Hypervisors = map[broker.Target]broker.Hypervisor{broker.KVM: r.hv}
 		r.options.Policy = broker.Policy{PFs: []broker.PFPolicy{{PF: r.pf}}}
 	})
-	guids := func(index int) (node, port ib.GUID) {
-		pf, err := sriov.ReadPF(host, addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		list, err := host.Attributes().VFs(t.Context(), pf)
-		if err != nil || list[index].NodeGUID == nil || list[index].PortGUID == nil {
-			t.Fatalf("%+v, %v", list, err)
-		}
-		return *list[index].NodeGUID, *list[index].PortGUID
-	}
 	asked := make(chan guestshim.Identity, 1)
 	r.hv.Serve(func(broker.GuestID) (net.Conn, error) {
 		ours, theirs := net.Pipe()
 		go reportUp(theirs, func(id guestshim.Identity) { asked <- id })
 		return ours, nil
 	})
+	return r, asked
+}
+
+// A guest on InfiniBand is known to the fabric by GUIDs of its own, of which a release leaves nothing; its shim is asked by the port's.
+func TestInfiniBand(t *testing.T) {
+	t.Parallel()
+	r, asked := onInfiniBand(t)
+	guids := func(index int) (node, port ib.GUID) {
+		pf, err := sriov.ReadPF(r.host, pci.Addr{Bus: 0xb0})
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := r.host.Attributes().VFs(t.Context(), pf)
+		if err != nil || list[index].NodeGUID == nil || list[index].PortGUID == nil {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		return *list[index].NodeGUID, *list[index].PortGUID
+	}
 	seen := map[ib.GUID]bool{}
 	for i := range 3 {
 		l := r.acquire(string(rune('1'+i)), "a")
@@ -55,11 +63,35 @@ func TestInfiniBand(t *testing.T) {
 		if id := <-asked; id.GUID != port.String() || id.MAC != "" {
 			t.Errorf("grant %d asks the shim for %v, want port GUID %v", i, id, port)
 		}
+		if _, n, p := l.Addresses(); n != node.String() || p != port.String() {
+			t.Errorf("grant %d says GUIDs %s and %s, want %v and %v", i, n, p, node, port)
+		}
 		seen[node], seen[port] = true, true
 		r.release(l)
 		none := sriov.DefaultAttrsOf(sriov.PF{InfiniBand: true})
 		if node, port := guids(l.Function.Index); node != *none.NodeGUID || port != *none.PortGUID {
 			t.Errorf("after release %d: GUIDs %v and %v", i, node, port)
 		}
+	}
+}
+
+// A VF that cannot be given a GUID is not waited for by one: the grant is refused, and the remedy works.
+func TestInfiniBandWithoutGUIDs(t *testing.T) {
+	t.Parallel()
+	r, asked := onInfiniBand(t)
+	r.refuses("port_guid", -1)
+	_, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "1", Guest: "a"})
+	if !errors.Is(err, broker.ErrUnsupported) || !strings.Contains(err.Error(), "--shim skip") {
+		t.Errorf("with a shim: %v", err)
+	}
+	l, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "2", Guest: "a", Shim: broker.ShimSkip})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, node, port := l.Addresses(); node == "" || port != "" {
+		t.Errorf("it has GUIDs %q and %q, want one and none", node, port)
+	}
+	if len(asked) > 0 {
+		t.Errorf("the shim was asked for %v", <-asked)
 	}
 }

@@ -61,7 +61,7 @@ type vfState struct {
 	reason string        // of a quarantine
 	gone   bool          // it could not be read when it was last looked at
 	used   string        // the driver that somebody else had bound it to while it was free,
-	letGo  time.Time     // until then
+	letGo  time.Time     // when somebody else let it go, while it was free or quarantined
 	waits  bool          // the host needs its PF, and its scrub waits until something changes
 	read   uint64        // which look at the host vf is from: an older one that ends later does not count
 	state  FunctionState // Free, Leased, Scrubbing, or Quarantined
@@ -176,8 +176,11 @@ func (v *vfState) see(read uint64, vf sriov.VF) {
 	if v.gone {
 		return
 	}
-	if v.state == Free && v.vf.Driver != "" && vf.Driver == "" {
-		v.used, v.letGo = v.vf.Driver, time.Now()
+	if v.vf.Driver != "" && vf.Driver == "" && (v.state == Free || v.state == Quarantined) {
+		v.letGo = time.Now()
+		if v.state == Free {
+			v.used = v.vf.Driver
+		}
 	}
 	v.vf = vf
 }

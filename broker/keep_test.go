@@ -46,6 +46,56 @@ func TestGuestRestartsTwice(t *testing.T) {
 	}
 }
 
+// So may one whose shim is waited for.
+func TestGuestRestartsBeforeItsShimIsUp(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, keepGuests)
+	var down atomic.Bool
+	missed := make(chan struct{}, 10000)
+	r.hv.Serve(func(broker.GuestID) (net.Conn, error) {
+		if down.Load() || len(r.hv.Held("a")) == 0 {
+			missed <- struct{}{}
+			return nil, syscall.ECONNRESET
+		}
+		ours, theirs := net.Pipe()
+		go reportUp(theirs, func(guestshim.Identity) {})
+		return ours, nil
+	})
+	l := r.acquire("1", "a")
+	down.Store(true)
+	r.hv.Start("a")
+	<-missed
+	r.hv.End("a")
+	r.hv.Start("a")
+	down.Store(false)
+	back := r.await(l, broker.Active)
+	if held := r.hv.Held("a"); len(held) != 1 || held[0] != l.Addr || back.Generation != l.Generation {
+		t.Errorf("the guest holds %v, want %s; the lease's generation is %v, and was %v", held, l.Addr, back.Generation, l.Generation)
+	}
+	r.release(back)
+	r.pristine()
+}
+
+// What somebody unbound while the guest was away does not go back to that as if nothing had been.
+func TestUnboundWhileTheGuestIsAway(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, keepGuests)
+	l := r.acquire("1", "a")
+	r.hv.End("a")
+	r.await(l, broker.Pending)
+	f := r.function(0)
+	r.bindBehind(f, "vfio-pci", "/unbind")
+	r.host.Soil(f.Addr, "somebody's")
+	r.hv.Start("a")
+	if ended := r.await(l, broker.Closed); !strings.Contains(ended.Reason, "unbound it while the guest was away") {
+		t.Errorf("reason %q", ended.Reason)
+	}
+	if held := r.hv.Held("a"); len(held) != 0 {
+		t.Errorf("the guest holds %v", held)
+	}
+	r.pristine()
+}
+
 // endAtAttach has the guest of the next attach end, before or after it has the function.
 func (r *rig) endAtAttach(plugged bool) <-chan struct{} {
 	ended := make(chan struct{})

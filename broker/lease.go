@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"slices"
 	"strconv"
 	"time"
 
@@ -193,6 +194,23 @@ type Lease struct {
 	Created time.Time  `json:"created"`
 	Changed time.Time  `json:"changed"`
 	Steps   []StepTime `json:"steps,omitempty"`
+}
+
+// Addresses are what the function is known by to others, as it was given them; "": its PF's driver cannot
+// set that, or it has none.
+func (l Lease) Addresses() (mac, nodeGUID, portGUID string) {
+	given := l.Plan.WantAttrs
+	lacks := func(attr string) bool { return slices.Contains(l.Unsupported, attr) }
+	if !lacks(sriov.AttrMAC) {
+		mac = given.MAC.String()
+	}
+	if given.NodeGUID != nil && !lacks(sriov.AttrNodeGUID) {
+		nodeGUID = given.NodeGUID.String()
+	}
+	if given.PortGUID != nil && !lacks(sriov.AttrPortGUID) {
+		portGUID = given.PortGUID.String()
+	}
+	return mac, nodeGUID, portGUID
 }
 
 // Plan is what a lease wants and what was found, step by step.

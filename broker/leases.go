@@ -26,7 +26,8 @@ type entry struct {
 	closed  chan struct{} // closed when the lease has ended
 	waiting chan struct{} // closed and made anew each time a release has to wait for the guest
 	err     error         // why the grant failed
-	stuck   error         // why the release waits; nil while a guest that was asked takes its time
+	stalled bool          // it waits now, since it last changed its state: who comes later need not wait for that to be told
+	stuck   error         // why it waits; nil while a guest that was asked takes its time
 	wake    chan struct{} // capacity 1: look again
 	driven  bool          // a goroutine drives it
 	refusal bool          // the guest refused the last unplug
@@ -51,6 +52,14 @@ func (e *entry) mark() {
 	if !e.lease.State.Live() {
 		closeOnce(e.closed)
 	}
+}
+
+// grantStuck is why a grant waits at the moment, nil: it does not. It is called under Broker.mu.
+func (e *entry) grantStuck() error {
+	if e.stalled && e.lease.State == Pending && !e.lease.Granted {
+		return e.stuck
+	}
+	return nil
 }
 
 // decide notes that what to do with the lease is known.

@@ -80,15 +80,20 @@ func TestWhoInsists(t *testing.T) {
 		of    func(*rig, *insists) (func() []broker.Drift, func())
 		kind  broker.DriftKind
 		after time.Duration
+		look  time.Duration // Limits.Drift; 0: its default
 	}{
-		{"attributes", attributes, broker.DriftAttributes, 10 * time.Millisecond},
-		{"attributes at once", attributes, broker.DriftAttributes, 0},
-		{"numvfs", numVFs, broker.DriftNumVFs, 10 * time.Millisecond},
+		{"attributes", attributes, broker.DriftAttributes, 10 * time.Millisecond, time.Millisecond},
+		{"attributes at once", attributes, broker.DriftAttributes, 0, time.Millisecond},
+		{"attributes by default", attributes, broker.DriftAttributes, 10 * time.Millisecond, 0},
+		{"numvfs", numVFs, broker.DriftNumVFs, 10 * time.Millisecond, time.Millisecond},
+		{"numvfs by default", numVFs, broker.DriftNumVFs, 10 * time.Millisecond, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				r := newRig(t, watched, func(r *rig) { r.options.Policy.PFs[0].Repair = true })
+				r := newRig(t, watched, func(r *rig) {
+					r.options.Policy.PFs[0].Repair, r.options.Limits.Drift = true, tt.look
+				})
 				who := &insists{after: tt.after}
 				drift, undo := tt.of(r, who)
 				expect := func(when string, pauses ...time.Duration) {

@@ -23,7 +23,7 @@ const (
 	asked                     // the guest was asked to let go and has not answered
 	refused                   // the guest refused to let go
 	failed                    // looking or acting failed
-	gone                      // the function is no longer there
+	gone                      // the function is no longer there, or is not the guest's any more
 	ended                     // the guest is no longer there, and so no longer holds the function
 )
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"vfbroker/iommu"
+	"vfbroker/sriov"
 )
 
 // Clear takes a function out of quarantine, by a scrub that succeeds: unbound
@@ -42,7 +43,7 @@ func (b *Broker) cleared(ctx context.Context, id FunctionID, lease Lease) (VFVie
 		return VFView{}, errors.Join(err, fmt.Errorf("clear function %s: %w: it has gone from the host", id, ErrNotFound))
 	}
 	v.become(record)
-	v.waits = errors.Is(err, errNeeded) // no event of the PF says when that ends
+	v.waits = errors.Is(err, errNeeded) || errors.Is(err, sriov.ErrNoNetdev) // until something changes
 	if err != nil {
 		return p.vfView(id.Index), fmt.Errorf("clear function %s: %w: %w; it stays in quarantine", id, ErrQuarantined, err)
 	}
@@ -174,7 +175,7 @@ func (b *Broker) scrubAgain(ctx context.Context, id FunctionID, l Lease) (Functi
 	event := AuditScrubbed
 	if err != nil {
 		cleared.Quarantined, cleared.Foreign, cleared.Scrub = err.Error(), record.Foreign, nil
-		cleared.Rescrub = b.vanished(l) // it is scrubbed when it is back
+		cleared.Rescrub = b.vanished(l) || errors.Is(err, sriov.ErrNoNetdev) // it is scrubbed when it, or that, is back
 		event = AuditQuarantined
 	}
 	audit := b.auditOfFunction(id.String(), event)

@@ -26,7 +26,7 @@ func (b *Broker) Release(ctx context.Context, c Caller, r ReleaseRequest) (Lease
 	waiting := e.waiting
 	e.stuck = nil
 	b.mu.Unlock()
-	if err := b.meanwhile(ctx, func() error { return b.letGoOf(c, e) }); err != nil {
+	if err := b.letGoOf(ctx, c, e); err != nil {
 		return b.copyOf(e), fmt.Errorf("release lease %s: %w", r.LeaseID, err)
 	}
 	if l := b.copyOf(e); l.State != Releasing {
@@ -36,7 +36,7 @@ func (b *Broker) Release(ctx context.Context, c Caller, r ReleaseRequest) (Lease
 }
 
 // letGoOf has a live lease released.
-func (b *Broker) letGoOf(c Caller, e *entry) error {
+func (b *Broker) letGoOf(ctx context.Context, c Caller, e *entry) error {
 	for {
 		l := b.copyOf(e)
 		if l.State == Releasing {
@@ -45,13 +45,33 @@ func (b *Broker) letGoOf(c Caller, e *entry) error {
 		if l.State != Pending && l.State != Active {
 			return nil
 		}
-		err := b.transition(e, l, func(l *Lease, _ *Batch) {
-			l.State, l.Reason, l.ReleasedBy = Releasing, "released", &c.UID
-		}, fmt.Errorf("lease %s: %w: it was released", l.ID, ErrConflict))
-		if err != nil && !errors.Is(err, errOvertaken) {
+		err := b.inItsTurn(ctx, e, func() error {
+			err := b.change(e, l, func(l *Lease, _ *Batch) {
+				l.State, l.Reason, l.ReleasedBy = Releasing, "released", &c.UID
+			}, fmt.Errorf("lease %s: %w: it was released", l.ID, ErrConflict))
+			if err == nil {
+				b.start(e, false)
+			}
+			return err
+		})
+		if !errors.Is(err, errOvertaken) {
 			return err
 		}
 	}
+}
+
+// inItsTurn runs what changes a lease durably when it is the lease's turn. The end of ctx ends the wait for that, and
+// the wait for the work; not the work.
+func (b *Broker) inItsTurn(ctx context.Context, e *entry, work func() error) error {
+	select {
+	case e.turning <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("%w: an earlier change of the lease waits for the journal's disk; ask again", ctx.Err())
+	}
+	return b.meanwhile(ctx, func() error {
+		defer func() { <-e.turning }()
+		return work()
+	})
 }
 
 // meanwhile runs what may wait for a disk that hangs. The end of ctx ends the wait, not the work.

@@ -38,17 +38,6 @@ func (b *Broker) Renew(ctx context.Context, c Caller, r RenewRequest) (Lease, er
 	if err != nil {
 		return Lease{}, err
 	}
-	renew := func(l *Lease, batch *Batch) {
-		now := b.clock()
-		l.Until = r.until(now)
-		if !e.toldOf(c.UID, now) {
-			return
-		}
-		record := b.auditOf(*l, AuditRenewed)
-		record.Caller = &c.UID
-		record.ID, record.RequestID = fmt.Sprintf("%s/%d", record.ID, now), r.RequestID
-		batch.Audit = append(batch.Audit, record)
-	}
 	for {
 		l := b.copyOf(e)
 		if l.State != Active && (l.State != Pending || !l.Granted) || l.over(b.clock()) {
@@ -58,7 +47,7 @@ func (b *Broker) Renew(ctx context.Context, c Caller, r RenewRequest) (Lease, er
 			l.Until = r.until(b.clock())
 			return l, nil
 		}
-		err := b.meanwhile(ctx, func() error { return b.transition(e, l, renew, nil) })
+		err := b.inItsTurn(ctx, e, func() error { return b.renew(e, l, c, r) })
 		if err == nil {
 			return b.copyOf(e), nil
 		}
@@ -68,18 +57,29 @@ func (b *Broker) Renew(ctx context.Context, c Caller, r RenewRequest) (Lease, er
 	}
 }
 
+// renew gives a lease its new end. It is called with turning's token.
+func (b *Broker) renew(e *entry, l Lease, c Caller, r RenewRequest) error {
+	now := b.clock()
+	told := e.renewedAt != 0 && e.renewedBy == c.UID && now-e.renewedAt < tellAgain
+	err := b.change(e, l, func(l *Lease, batch *Batch) {
+		l.Until = r.until(now)
+		if told {
+			return
+		}
+		record := b.auditOf(*l, AuditRenewed)
+		record.Caller = &c.UID
+		record.ID, record.RequestID = fmt.Sprintf("%s/%d", record.ID, now), r.RequestID
+		batch.Audit = append(batch.Audit, record)
+	}, nil)
+	if err == nil && !told {
+		e.renewedAt, e.renewedBy = now, c.UID
+	}
+	return err
+}
+
 // tellAgain is how often the audit log is told that somebody renews a lease: it
 // keeps a number of records, and renewals must not drive out who had what.
 const tellAgain = time.Hour
-
-// toldOf says whether a renewal is to be told, and notes that it was. A lease is renewed by one at a time.
-func (e *entry) toldOf(uid int, now time.Duration) bool {
-	if e.renewedAt != 0 && e.renewedBy == uid && now-e.renewedAt < tellAgain {
-		return false
-	}
-	e.renewedAt, e.renewedBy = now, uid
-	return true
-}
 
 func stateOf(l Lease, now time.Duration) string {
 	if l.over(now) {

@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"vfbroker/guestshim"
-	"vfbroker/sriov"
 	"vfbroker/sriov/sysfs"
 )
 
@@ -73,6 +72,8 @@ func (b *Broker) condition(ctx context.Context, l Lease, s StepName, tried bool)
 			return asFree, nil
 		case now == l.Plan.Want:
 			return asWanted, nil
+		case l.State == Pending && l.Granted && now.Driver == "":
+			return gone, fmt.Errorf("function %s (%s): %w: somebody unbound it while the guest was away", l.Function, l.Addr, ErrNotFound)
 		case now.Driver != "" && now.Driver != l.Plan.Want.Driver && now.Driver != l.Plan.Found.Driver:
 			return unseen, foreign(&l, now.Driver) // never taken from under somebody else
 		}
@@ -170,6 +171,8 @@ func (b *Broker) do(ctx context.Context, l *Lease, s StepName) (observation, err
 			l.Unsupported = unsupported
 			if missing := needs(l.Request, l.Unsupported); missing != "" {
 				err = fmt.Errorf("set %s of function %s: %w: its PF's driver cannot", missing, l.Function, ErrUnsupported)
+			} else if l.Plan.Shim {
+				_, err = shimIdentity(*l)
 			}
 		}
 	case StepBind:
@@ -187,13 +190,17 @@ func (b *Broker) do(ctx context.Context, l *Lease, s StepName) (observation, err
 // awaitShim waits until the guest's shim reports the function. It can delay or
 // fail a grant, never prove one: that the guest holds the function was seen on the host.
 func (b *Broker) awaitShim(ctx context.Context, hv Hypervisor, l Lease) error {
+	id, err := shimIdentity(l)
+	if err != nil {
+		return err
+	}
 	conn, err := hv.Dial(ctx, l.Guest)
 	if err != nil {
 		return fmt.Errorf("reach the shim of guest %s: %w: %w; start vfshim in it, or ask without it (--shim skip)", l.Guest.ID, ErrGuestNotReady, err)
 	}
 	client := guestshim.NewClient(conn)
 	defer client.Close()
-	if _, err := client.Await(ctx, shimIdentity(l.Plan.WantAttrs)); err != nil {
+	if _, err := client.Await(ctx, id); err != nil {
 		return fmt.Errorf("wait for function %s in guest %s: %w: %w", l.Function, l.Guest.ID, ErrGuestNotReady, err)
 	}
 	return nil
@@ -201,11 +208,17 @@ func (b *Broker) awaitShim(ctx context.Context, hv Hypervisor, l Lease) error {
 
 // shimIdentity is how a guest's shim finds what it was lent. On InfiniBand that is
 // the port: the guest need not have an interface, and that of IPoIB has another address than what the VF was given.
-func shimIdentity(given sriov.VFAttrs) guestshim.Identity {
-	if given.PortGUID != nil {
-		return guestshim.Identity{GUID: given.PortGUID.String(), BringUp: true}
+// ErrUnsupported: the VF has none that is known here.
+func shimIdentity(l Lease) (guestshim.Identity, error) {
+	mac, _, port := l.Addresses()
+	id := guestshim.Identity{GUID: port, BringUp: true}
+	if l.Plan.WantAttrs.PortGUID == nil {
+		id.MAC = mac
 	}
-	return guestshim.Identity{MAC: given.MAC.String(), BringUp: true}
+	if id.Check() != nil {
+		return id, fmt.Errorf("name function %s to the shim of guest %s: %w: its PF's driver gives it no address; ask without the shim (--shim skip)", l.Function, l.Guest.ID, ErrUnsupported)
+	}
+	return id, nil
 }
 
 // undo brings a step to what a free function has.

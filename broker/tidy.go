@@ -26,19 +26,13 @@ func (b *Broker) tidy(pf string) {
 	}
 }
 
-// distrust has the free functions of a PF scrubbed that somebody else had bound and let go a moment ago, and
-// not to bind them to another driver: what was done to them is not known.
+// distrust quarantines the free functions of a PF that somebody else had bound and let go, until they are scrubbed: what
+// was done to them is not known. It is called under Broker.mu.
 func (b *Broker) distrust(p *pfState) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	var batch Batch
 	for i := range p.vfs {
 		id, v := p.functionID(i), &p.vfs[i]
 		if !v.suspicious() || p.policy == nil {
-			continue
-		}
-		if time.Since(v.letGo) < b.limits.Drift {
-			p.suspected = true // it is looked at again
 			continue
 		}
 		record := b.inv.recordOf(id)
@@ -59,13 +53,37 @@ func (b *Broker) distrust(p *pfState) {
 			b.log.Error("journal: it is behind, and is written before anything is granted", "pf", pf, "err", err)
 		}
 		b.rescrub(batch.Functions)
-		b.tidy(pf)
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		p.tidying--
-		close(b.tidied)
-		b.tidied = make(chan struct{})
+		b.suspect(p) // which scrubs them, a moment later
 	})
+}
+
+// tellTidied wakes who waits for a function that is scrubbed without a lease. It is called under Broker.mu.
+func (b *Broker) tellTidied() {
+	close(b.tidied)
+	b.tidied = make(chan struct{})
+}
+
+// due says whether a function of the PF is to be scrubbed, without anybody's asking. It is called under Broker.mu.
+func (b *Broker) due(p *pfState, i int) bool {
+	id, v := p.functionID(i), &p.vfs[i]
+	return p.policy != nil && p.present && !p.carving && v.state == Quarantined && !v.gone && !v.waits &&
+		b.inv.records[id].Rescrub && b.others(id, v.vf.Driver) == nil
+}
+
+// resting says whether somebody else let a function go only a moment ago: they may have done so to bind it to another driver.
+func (b *Broker) resting(v *vfState) bool { return time.Since(v.letGo) < b.limits.Drift }
+
+// waitsToRest says whether a function of the PF is scrubbed in a moment. It is called under Broker.mu.
+func (b *Broker) waitsToRest(p *pfState) bool {
+	for i := range p.vfs {
+		if b.due(p, i) && b.resting(&p.vfs[i]) {
+			return true
+		}
+	}
+	return false
 }
 
 // suspicious says whether a function is free, and was used by somebody else.
@@ -103,20 +121,16 @@ func (b *Broker) tidyOn(p *pfState, id FunctionID, lease Lease) {
 		if !found {
 			p.tidying--
 		}
-		close(b.tidied)
-		b.tidied = make(chan struct{})
+		b.tellTidied()
 		b.mu.Unlock()
 	}
 }
 
 // untidy takes a function of a PF that is to be scrubbed. It is called under Broker.mu.
 func (b *Broker) untidy(p *pfState) (FunctionID, Lease, bool) {
-	if p.policy == nil || p.carving || !p.present {
-		return FunctionID{}, Lease{}, false
-	}
 	for i := range p.vfs {
 		id, v := p.functionID(i), &p.vfs[i]
-		if v.state != Quarantined || v.gone || v.waits || !b.inv.records[id].Rescrub {
+		if !b.due(p, i) || b.resting(v) {
 			continue
 		}
 		if _, lease, err := b.quarantined(id.String()); err == nil {
@@ -141,7 +155,7 @@ func (b *Broker) awaitTidy(ctx context.Context, r Request, refusal error) bool {
 		}
 		tidying += p.tidying
 		for i := range p.vfs {
-			if p.policy != nil && p.vfs[i].suspicious() {
+			if p.policy != nil && p.vfs[i].suspicious() || b.due(p, i) {
 				tidying++ // before long
 			}
 		}

@@ -93,8 +93,27 @@ func (b *Broker) onUevent(ev sysfs.Uevent) {
 	case ev.Lost:
 		b.everything()
 	case ev.Subsystem == "pci" || ev.Subsystem == "net":
+		if ev.Action == "bind" {
+			b.bound(ev.PCI, ev.Driver)
+		}
 		b.inTurn(b.turnOf(ev.PCI), stale{addr: ev.PCI, added: ev.Subsystem == "pci" && ev.Action == "add"})
 	}
+}
+
+// bound takes the kernel's word that somebody bound a function, as a look at it: when it comes to be looked at, they may
+// have let it go again, of which nothing would tell. What it says of our own drivers is mostly of what we did.
+func (b *Broker) bound(addr pci.Addr, driver string) {
+	read := b.beginRead()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	ref, known := b.inv.byAddr[addr]
+	if !known || ref.index < 0 || driver == "" || b.oursToBind(driver) {
+		return
+	}
+	v := &ref.pf.vfs[ref.index]
+	vf := v.vf
+	vf.Driver = driver
+	v.see(read, vf)
 }
 
 // turnOf is the PF that a function belongs to; one that is not known is its own.
@@ -216,6 +235,7 @@ func (b *Broker) changed(pf string) {
 		for i := range p.vfs {
 			p.vfs[i].waits = false
 		}
+		b.distrust(p)
 	}
 	b.mu.Unlock()
 	b.tidy(pf)

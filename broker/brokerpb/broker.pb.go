@@ -1632,7 +1632,7 @@ type Lease struct {
 	Address       string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`   // PCI address on the host
 	Slot          string                 `protobuf:"bytes,7,opt,name=slot,proto3" json:"slot,omitempty"`
 	Owner         string                 `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
-	Mac           string                 `protobuf:"bytes,9,opt,name=mac,proto3" json:"mac,omitempty"`
+	Mac           string                 `protobuf:"bytes,9,opt,name=mac,proto3" json:"mac,omitempty"` // that the broker gave it; empty: the driver cannot set one
 	Vlan          int32                  `protobuf:"varint,10,opt,name=vlan,proto3" json:"vlan,omitempty"`
 	Reason        string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
 	Unsupported   []string               `protobuf:"bytes,12,rep,name=unsupported,proto3" json:"unsupported,omitempty"` // attributes that the driver cannot set
@@ -1641,6 +1641,8 @@ type Lease struct {
 	Target        string                 `protobuf:"bytes,15,opt,name=target,proto3" json:"target,omitempty"`
 	Expires       *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=expires,proto3" json:"expires,omitempty"`                       // when it ends unless it is renewed, to the second; absent: when it is released
 	CallerUid     uint32                 `protobuf:"varint,17,opt,name=caller_uid,json=callerUid,proto3" json:"caller_uid,omitempty"` // the user who asked for it
+	NodeGuid      string                 `protobuf:"bytes,18,opt,name=node_guid,json=nodeGuid,proto3" json:"node_guid,omitempty"`     // on InfiniBand, as mac
+	PortGuid      string                 `protobuf:"bytes,19,opt,name=port_guid,json=portGuid,proto3" json:"port_guid,omitempty"`     // by which the subnet manager knows it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1792,6 +1794,20 @@ func (x *Lease) GetCallerUid() uint32 {
 		return x.CallerUid
 	}
 	return 0
+}
+
+func (x *Lease) GetNodeGuid() string {
+	if x != nil {
+		return x.NodeGuid
+	}
+	return ""
+}
+
+func (x *Lease) GetPortGuid() string {
+	if x != nil {
+		return x.PortGuid
+	}
+	return ""
 }
 
 type AuditRequest struct {
@@ -2064,7 +2080,7 @@ const file_broker_proto_rawDesc = "" +
 	"\acounter\x18\x02 \x01(\x04R\acounter\"U\n" +
 	"\bStepTime\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x125\n" +
-	"\bduration\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bduration\"\xa5\x04\n" +
+	"\bduration\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bduration\"\xdf\x04\n" +
 	"\x05Lease\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x127\n" +
 	"\n" +
@@ -2086,7 +2102,9 @@ const file_broker_proto_rawDesc = "" +
 	"\x06target\x18\x0f \x01(\tR\x06target\x124\n" +
 	"\aexpires\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x1d\n" +
 	"\n" +
-	"caller_uid\x18\x11 \x01(\rR\tcallerUid\"\xb0\x01\n" +
+	"caller_uid\x18\x11 \x01(\rR\tcallerUid\x12\x1b\n" +
+	"\tnode_guid\x18\x12 \x01(\tR\bnodeGuid\x12\x1b\n" +
+	"\tport_guid\x18\x13 \x01(\tR\bportGuid\"\xb0\x01\n" +
 	"\fAuditRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +

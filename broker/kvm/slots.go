@@ -6,11 +6,8 @@ import (
 	"vfbroker/broker"
 )
 
-// slotPrefix begins the device ids that broker.SlotOf gives.
-const slotPrefix = "vf-"
-
 // ours says whether a QEMU device id is one that Attach gives.
-func ours(id string) bool { return strings.HasPrefix(id, slotPrefix) }
+func ours(id string) bool { return strings.HasPrefix(id, string(broker.SlotOf(""))) }
 
 // slotState is what is known of a slot of ours. A slot that was seen ends with
 // an event, and only with that: QEMU forgets a device shortly before it has closed the function.

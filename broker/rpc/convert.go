@@ -73,7 +73,6 @@ func leaseProto(l broker.Lease) *pb.Lease {
 		Address:     l.Addr.String(),
 		Slot:        string(l.Slot),
 		Owner:       l.Request.Owner,
-		Mac:         l.Plan.WantAttrs.MAC.String(),
 		Vlan:        int32(l.Request.VLAN),
 		Reason:      l.Reason,
 		Unsupported: l.Unsupported,
@@ -81,6 +80,7 @@ func leaseProto(l broker.Lease) *pb.Lease {
 		Created:     timestamppb.New(l.Created),
 		CallerUid:   uint32(l.CallerUID),
 	}
+	out.Mac, out.NodeGuid, out.PortGuid = l.Addresses()
 	for _, s := range l.Steps {
 		out.Steps = append(out.Steps, &pb.StepTime{Name: string(s.Name), Duration: durationpb.New(s.Duration)})
 	}

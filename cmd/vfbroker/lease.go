@@ -57,6 +57,8 @@ func leaseView(l *pb.Lease, now time.Time) view {
 			{"owner", l.GetOwner()},
 			{"caller", caller(l)},
 			{"mac", l.GetMac()},
+			{"node guid", l.GetNodeGuid()},
+			{"port guid", l.GetPortGuid()},
 			{"vlan", vlan(l)},
 			{"reason", l.GetReason()},
 			{"unsupported", strings.Join(l.GetUnsupported(), ", ")},

@@ -144,7 +144,9 @@ mac:52:54:00:0a:00:01/0  0000:01:10.0  -       12     free   -      driver,attri
     }
   ],
   "target": "",
-  "caller_uid": 0
+  "caller_uid": 0,
+  "node_guid": "",
+  "port_guid": ""
 }
 `},
 		{"lease", "yaml", lease, `id: abc
@@ -166,6 +168,8 @@ steps:
     duration: 1.500s
 target: ""
 caller_uid: 0
+node_guid: ""
+port_guid: ""
 `},
 		{"plan", "table", plan, "guest     a\nfunction  mac:52:54:00:0a:00:01/0\n"},
 		{"plan", "name", plan, "mac:52:54:00:0a:00:01/0\n"},
