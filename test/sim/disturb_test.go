@@ -141,6 +141,7 @@ func (w *world) rescan() {
 
 func (w *world) strangerBinds(f pci.Addr) {
 	w.touched[f] = true
+	w.host.Soil(f, "a stranger")
 	w.host.Behind().Write(f.Dir()+"/driver_override", "igbvf")
 	w.host.Behind().Write("/sys/bus/pci/drivers_probe", f.String())
 }

@@ -236,6 +236,19 @@ func (w *world) checkSettled() {
 	}
 }
 
+// checkBoot: a daemon that comes up has no lease of the host's earlier boots, whatever became of what it held.
+func (w *world) checkBoot(b *broker.Broker) {
+	leases, _, err := b.Leases(admin, broker.LeaseFilter{}, broker.Page{})
+	if err != nil {
+		w.violate("I6: leases: %v", err)
+	}
+	for _, l := range leases {
+		if l.BootID != w.bootID() {
+			w.violate("I6: the daemon comes up, and lease %s of an earlier boot is %s", l.Request.RequestID, l.State)
+		}
+	}
+}
+
 // checkEnds: a lease whose time is over is not active any more, and none outlives the host's boot.
 func (w *world) checkEnds() {
 	for _, l := range w.disk.live() {

@@ -163,6 +163,9 @@ func (w *world) boot(choose func([]*gate) (*gate, verdict)) bool {
 			Boottime:   w.boottime,
 			Uevents:    w.host.Uevents(1024),
 		})
+		if err == nil {
+			w.checkBoot(b)
+		}
 		w.Broker = b
 		opened <- err
 	}()
