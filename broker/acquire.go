@@ -157,16 +157,20 @@ func (b *Broker) plan(ctx context.Context, c Caller, r Request) (Lease, error) {
 	return l, err
 }
 
-// mayHave says whether the caller may ask for the guest's place in the network: another's VLAN or MAC would be its own
-// then, and the spoof check would guard it.
+// mayHave says whether the caller may ask for the guest's place in the network: another's VLAN or MAC would be the guest's
+// own then. A trusted VF is its own master there: i40e's may take any MAC (i40e_can_vf_change_mac).
 func (g GuestConfig) mayHave(c Caller, r Request) error {
 	switch {
 	case c.Admin:
 		return nil
 	case r.VLAN != 0 && !slices.Contains(g.VLANs, r.VLAN):
 		return fmt.Errorf("%w: VLAN %d is not one of those that its owner may ask for; have root add it to vlans in the guest's configuration", ErrDenied, r.VLAN)
+	case r.VLAN == 0 && len(g.VLANs) > 0 && !slices.Contains(g.VLANs, 0):
+		return fmt.Errorf("%w: its owner asks for one of the VLANs %v; without one the guest would tag for itself (have root add 0 to vlans in the guest's configuration to allow that)", ErrDenied, g.VLANs)
 	case r.MAC != "" && !g.OwnMAC:
 		return fmt.Errorf("%w: its owner may not choose a MAC; leave it out, or have root set own_mac in the guest's configuration", ErrDenied)
+	case r.Trust && !g.OwnMAC:
+		return fmt.Errorf("%w: its owner may not ask for a trusted VF, whose guest may choose its MAC; have root set own_mac in the guest's configuration", ErrDenied)
 	}
 	return nil
 }

@@ -127,6 +127,8 @@ func TestRefusals(t *testing.T) {
 		{name: "another's VLAN", caller: alice, req: broker.Request{VLAN: 8}, want: broker.ErrDenied, text: "VLAN 8"},
 		{name: "a VLAN where none is allowed", caller: alice, req: broker.Request{Guest: "b", VLAN: 7}, want: broker.ErrDenied, text: "have root add it to vlans"},
 		{name: "a MAC where none is allowed", caller: alice, req: broker.Request{Guest: "b", MAC: "02:00:00:00:00:01"}, want: broker.ErrDenied, text: "own_mac"},
+		{name: "no VLAN where one is to be asked for", caller: alice, req: broker.Request{Guest: "tagged"}, want: broker.ErrDenied, text: "one of the VLANs [6 7]"},
+		{name: "a trusted VF where no MAC is allowed", caller: alice, req: broker.Request{Guest: "b", Trust: true}, want: broker.ErrDenied, text: "trusted VF"},
 		{name: "unknown PF", req: broker.Request{PF: "eth9"}, want: broker.ErrNotFound, text: "eth9"},
 		{name: "PF outside the allow-list", req: broker.Request{PF: "0000:02:00.0"}, want: broker.ErrDenied, text: "allow-list"},
 		{name: "PF down", before: func(r *rig) { r.host.SetUp(r.host.PF(pfMAC), false) }, req: broker.Request{PF: "eth0"}, want: broker.ErrUnavailable, text: "ip link set eth0 up"},

@@ -1,9 +1,8 @@
 package broker_test
 
 import (
-	"context"
 	"errors"
-	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -91,51 +90,58 @@ func TestScrubOfWhatVanishes(t *testing.T) {
 	r.pristine()
 }
 
-// netdevless is a PF whose interface is away for a while: in another namespace, or not made yet.
-type netdevless struct {
-	sriov.Attributes
-	away   atomic.Bool
-	missed atomic.Int64
-}
-
-func (n *netdevless) Set(ctx context.Context, pf sriov.PF, vf int, want sriov.VFAttrs) ([]string, error) {
-	if n.away.Load() {
-		n.missed.Add(1)
-		return nil, fmt.Errorf("set attributes of VF %d: %w", vf, sriov.ErrNoNetdev)
-	}
-	return n.Attributes.Set(ctx, pf, vf, want)
-}
-
 // What cannot be cleared because the PF's interface is away is cleared when that is back, without anybody's help.
 func TestScrubbedWhenTheInterfaceIsBack(t *testing.T) {
 	t.Parallel()
-	attrs := &netdevless{}
-	r := newRig(t, watched, func(r *rig) {
-		attrs.Attributes = r.options.Attributes
-		r.options.Attributes = attrs
-	})
+	var scrubs lines
+	r := newRig(t, watched, func(r *rig) { r.options.Log = slog.New(slog.NewTextHandler(&scrubs, nil)) })
 	l := r.acquire("1", "a")
-	attrs.away.Store(true)
+	pf := r.host.PF(pfMAC)
+	r.host.Away(pf, true)
 	r.release(l)
+	r.until("its scrub is refused", func() bool {
+		f := r.function(0)
+		return f.State == broker.Quarantined && strings.Contains(f.Reason, sriov.ErrNoNetdev.Error())
+	})
+	writes, told := len(r.host.Writes()), r.told(broker.AuditQuarantined)
 	for range 3 { // no change helps while it is away
-		missed := attrs.missed.Load()
-		r.host.SetUp(r.host.PF(pfMAC), false)
-		r.host.SetUp(r.host.PF(pfMAC), true)
-		r.until("it is missed again", func() bool { return attrs.missed.Load() > missed })
-		r.until("the scrub has failed", func() bool {
-			f := r.function(0)
-			return f.State == broker.Quarantined && strings.Contains(f.Reason, sriov.ErrNoNetdev.Error())
-		})
+		r.host.LoseUevents()
+		r.bindBehind(r.function(5), "igbvf", "/bind")
+		r.until("it is seen", func() bool { return r.function(5).Driver == "igbvf" })
+		r.bindBehind(r.function(5), "igbvf", "/unbind")
+		r.until("it is seen again", func() bool { return r.function(5).Driver == "" })
 	}
-	if n := attrs.missed.Load(); n > 8 { // at the release, and with each of seven changes
-		t.Errorf("it was tried %d times", n)
+	r.until("what was bound is quarantined, too", func() bool { return r.state(5) == broker.Quarantined })
+	if n, m := len(r.host.Writes())-writes, r.told(broker.AuditQuarantined)-told; n != 0 || m != 1 {
+		t.Errorf("%d host writes while the interface is away, %d more records of quarantine, want 1", n, m)
 	}
-	attrs.away.Store(false)
-	r.host.SetUp(r.host.PF(pfMAC), false)
-	r.host.SetUp(r.host.PF(pfMAC), true)
-	r.until("it is scrubbed", func() bool { return r.state(0) == broker.Free })
+	if n := scrubs.with("msg=scrub "); n > 100 {
+		t.Errorf("its scrub was tried %d times while the interface is away", n)
+	}
+	r.host.Away(pf, false)
+	r.until("it is scrubbed", func() bool { return r.state(0) == broker.Free && r.state(5) == broker.Free })
 	r.lastScrubbed(l.Function)
+	r.host.SetUp(pf, true)
 	r.pristine()
+}
+
+// lines is a log.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(line)
+}
+
+// with counts the lines that have a text.
+func (l *lines) with(text string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), text)
 }
 
 // A request for one PF does not wait for what is scrubbed on another.

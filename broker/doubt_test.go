@@ -102,7 +102,7 @@ func TestJournalHangsForMany(t *testing.T) { // not parallel: it counts goroutin
 		t.Errorf("50 calls of each left %d goroutines", now-before)
 	}
 	goOn()
-	r.release(l)
+	r.await(l, broker.Closed)
 }
 
 // A journal that cannot be written from the start on is told of, though nothing is owed to it yet.

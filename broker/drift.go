@@ -61,6 +61,7 @@ func (b *Broker) checkDrift(p *pfState) {
 		}
 		b.mu.Lock()
 		p.suspected = false
+		b.distrust(p)
 		id, resting := p.id(), b.waitsToRest(p)
 		b.mu.Unlock()
 		next = sooner(b.seekDrift(p), b.recarve(p))

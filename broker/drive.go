@@ -379,6 +379,7 @@ func (b *Broker) change(e *entry, from Lease, how func(*Lease, *Batch), cause er
 			record = batch.Functions[0]
 		}
 		b.inv.drop(l.Function, record)
+		b.checkUse(l.Function)
 	}
 	e.mark()
 	b.log.Info("lease", "lease", l.ID, "guest", l.Guest.ID, "function", l.Function.String(), "from", from.State, "to", l.State, "reason", l.Reason)

@@ -60,9 +60,9 @@ type vfState struct {
 	lease  LeaseID
 	reason string        // of a quarantine
 	gone   bool          // it could not be read when it was last looked at
-	used   string        // the driver that somebody else had bound it to while it was free,
+	used   string        // the driver that somebody else had bound it to while it was free, or being scrubbed
 	letGo  time.Time     // when somebody else let it go, while it was free or quarantined
-	waits  bool          // the host needs its PF, and its scrub waits until something changes
+	waits  bool          // its PF cannot be used for its scrub at the moment, which waits until something changes
 	read   uint64        // which look at the host vf is from: an older one that ends later does not count
 	state  FunctionState // Free, Leased, Scrubbing, or Quarantined
 
@@ -161,7 +161,10 @@ func (inv *inventory) update(read uint64, pf sriov.PF, record PFRecord, policy *
 
 // become sets the state of a function that no lease holds.
 func (v *vfState) become(record FunctionRecord) {
-	v.lease, v.state, v.reason, v.used, v.waits, v.drift, v.mended = "", Free, record.Quarantined, "", false, nil, mended{}
+	if v.state != Scrubbing || record.Quarantined != "" {
+		v.used = "" // else somebody had it in the middle of its scrub
+	}
+	v.lease, v.state, v.reason, v.waits, v.drift, v.mended = "", Free, record.Quarantined, false, nil, mended{}
 	if v.reason != "" {
 		v.state = Quarantined
 	}
@@ -172,15 +175,19 @@ func (v *vfState) see(read uint64, vf sriov.VF) {
 	if read < v.read {
 		return
 	}
+	back := v.gone // and new: nobody let it go
 	v.read, v.gone = read, vf.Addr.IsZero()
 	if v.gone {
 		return
 	}
-	if v.vf.Driver != "" && vf.Driver == "" && (v.state == Free || v.state == Quarantined) {
+	switch was, is := v.vf.Driver, vf.Driver; {
+	case back:
+	case v.state == Scrubbing && was == "" && is != "": // our scrub only unbinds
+		v.used = is
+	case v.state == Free && was != "" && is == "":
+		v.used, v.letGo = was, time.Now()
+	case v.state == Quarantined && was != "" && is == "":
 		v.letGo = time.Now()
-		if v.state == Free {
-			v.used = v.vf.Driver
-		}
 	}
 	v.vf = vf
 }

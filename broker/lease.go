@@ -42,8 +42,8 @@ type GuestConfig struct {
 	Domain   string // name of the domain (xen), "": the guest's id
 	Trusted  bool   // its kernel is (xen): a PV kernel can keep what it mapped of a function that it gave back
 	OwnerUID int    // the local user that may lend to this guest, beside root
-	VLANs    []int  // that its owner may ask for, beside none; root may ask for any
-	OwnMAC   bool   // its owner may choose the MAC
+	VLANs    []int  // of which its owner asks for one, 0 for none; nil: may ask for none only. Root may ask for any
+	OwnMAC   bool   // its owner may choose the MAC, and ask for a trusted VF where the PF's policy allows those
 	Shim     bool
 	Keep     bool // its leases wait for it when it restarts; else they end with it
 }

@@ -24,7 +24,8 @@ type entry struct {
 	body    Request       // as asked: what a repeated request id must equal
 	settled chan struct{} // closed when the lease is active, or ended
 	closed  chan struct{} // closed when the lease has ended
-	waiting chan struct{} // closed and made anew each time a release has to wait for the guest
+	waiting chan struct{} // closed and made anew each time the lease has to wait
+	letting *letting      // the release that is being begun; nil: none
 	err     error         // why the grant failed
 	stalled bool          // it waits now, since it last changed its state: who comes later need not wait for that to be told
 	stuck   error         // why it waits; nil while a guest that was asked takes its time

@@ -53,7 +53,7 @@ func driftIn(drift []Drift, kind DriftKind) *Drift {
 // nobody else insists on what they are. It returns when to look again. It is called under Broker.mu.
 func (b *Broker) repair(p *pfState, v *vfState, s settled) time.Duration {
 	d := driftIn(v.drift, DriftAttributes)
-	if d == nil || s.entry == nil || !p.policy.Repair {
+	if d == nil || s.entry == nil || p.policy == nil || !p.policy.Repair {
 		return 0
 	}
 	now, pause := v.mended.mayMend(d)
@@ -76,7 +76,7 @@ func (b *Broker) recarve(p *pfState) time.Duration {
 	b.mu.Lock()
 	d := driftIn(p.drift, DriftNumVFs)
 	want, _ := p.wantVFs()
-	if d == nil || !p.policy.Repair || !p.present || p.mayLose() != nil {
+	if d == nil || p.policy == nil || !p.policy.Repair || !p.present || p.mayLose() != nil {
 		b.mu.Unlock()
 		return 0
 	}

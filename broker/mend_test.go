@@ -131,3 +131,27 @@ func TestWhoInsists(t *testing.T) {
 		})
 	}
 }
+
+// A PF on the allow-list by the name of its interface is on it no more while that is away; what was drift meanwhile is set right when it is back.
+func TestDriftOfAPFWithoutItsInterface(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, watched, func(r *rig) {
+			r.options.Policy.PFs[0].PF, r.options.Policy.PFs[0].Repair, r.options.Limits.Drift = "eth0", true, 0
+		})
+		pf := r.host.PF(pfMAC)
+		r.numVFs("0")
+		synctest.Wait() // it is seen, and looked at in a second
+		r.host.Away(pf, true)
+		time.Sleep(time.Minute)
+		if pfs, _, err := r.Inventory(root, r.pf, broker.Page{}); err != nil || pfs[0].NumVFs != 0 {
+			t.Errorf("it was carved while it is on no allow-list: %d VFs, %v", pfs[0].NumVFs, err)
+		}
+		r.host.Away(pf, false)
+		r.host.SetUp(pf, true)
+		time.Sleep(time.Minute)
+		if pfs, _, err := r.Inventory(root, r.pf, broker.Page{}); err != nil || pfs[0].NumVFs != 7 {
+			t.Errorf("it is back: %d VFs, want 7; %v", pfs[0].NumVFs, err)
+		}
+	})
+}

@@ -43,6 +43,7 @@ func (b *Broker) cleared(ctx context.Context, id FunctionID, lease Lease) (VFVie
 		return VFView{}, errors.Join(err, fmt.Errorf("clear function %s: %w: it has gone from the host", id, ErrNotFound))
 	}
 	v.become(record)
+	b.checkUse(id)
 	v.waits = errors.Is(err, errNeeded) || errors.Is(err, sriov.ErrNoNetdev) // until something changes
 	if err != nil {
 		return p.vfView(id.Index), fmt.Errorf("clear function %s: %w: %w; it stays in quarantine", id, ErrQuarantined, err)
@@ -110,9 +111,13 @@ func (b *Broker) oursToBind(driver string) bool {
 // errClear: the function is not in quarantine any more.
 var errClear = errors.New("free already")
 
-// mayScrub says whether a function may be scrubbed at the moment: the host does not need its PF, and nobody else has bound it.
+// mayScrub says whether a function can be scrubbed at the moment: its PF has its interface, the host does not need that, and nobody
+// else has bound the function.
 func (b *Broker) mayScrub(id FunctionID, l Lease) (driver string, err error) {
 	pf, err := b.pfOf(id)
+	if err == nil && pf.Ifindex == 0 {
+		err = fmt.Errorf("PF %s: %w", id.PF, sriov.ErrNoNetdev) // through which the attributes are written
+	}
 	if err == nil {
 		err = b.spare(pf, false)
 	}
@@ -146,7 +151,7 @@ func (b *Broker) scrubAgain(ctx context.Context, id FunctionID, l Lease) (Functi
 	record := b.inv.recordOf(id)
 	b.mu.Unlock()
 	driver, err := b.mayScrub(id, l)
-	if errors.Is(err, ErrDenied) { // that may be otherwise in a moment: the journal keeps why it is to be scrubbed
+	if errors.Is(err, ErrDenied) || errors.Is(err, sriov.ErrNoNetdev) { // that may be otherwise in a moment: the journal keeps why it is to be scrubbed
 		b.refreshFunction(id)
 		record.Quarantined = err.Error()
 		return record, err

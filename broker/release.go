@@ -35,8 +35,37 @@ func (b *Broker) Release(ctx context.Context, c Caller, r ReleaseRequest) (Lease
 	return b.released(ctx, e, waiting)
 }
 
-// letGoOf has a live lease released.
+// letting is a release that is being begun: whoever asks meanwhile waits for the same one.
+type letting struct {
+	done chan struct{}
+	err  error
+}
+
+// letGoOf has a live lease released. The end of ctx ends the wait, not the work.
 func (b *Broker) letGoOf(ctx context.Context, c Caller, e *entry) error {
+	b.mu.Lock()
+	l := e.letting
+	if l == nil {
+		l = &letting{done: make(chan struct{})}
+		e.letting = l
+		b.workers.Go(func() {
+			l.err = b.letGoNow(c, e)
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			e.letting = nil
+			close(l.done)
+		})
+	}
+	b.mu.Unlock()
+	select {
+	case <-l.done:
+		return l.err
+	case <-ctx.Done():
+		return hangs(ctx)
+	}
+}
+
+func (b *Broker) letGoNow(c Caller, e *entry) error {
 	for {
 		l := b.copyOf(e)
 		if l.State == Releasing {
@@ -45,33 +74,13 @@ func (b *Broker) letGoOf(ctx context.Context, c Caller, e *entry) error {
 		if l.State != Pending && l.State != Active {
 			return nil
 		}
-		err := b.inItsTurn(ctx, e, func() error {
-			err := b.change(e, l, func(l *Lease, _ *Batch) {
-				l.State, l.Reason, l.ReleasedBy = Releasing, "released", &c.UID
-			}, fmt.Errorf("lease %s: %w: it was released", l.ID, ErrConflict))
-			if err == nil {
-				b.start(e, false)
-			}
-			return err
-		})
-		if !errors.Is(err, errOvertaken) {
+		err := b.transition(e, l, func(l *Lease, _ *Batch) {
+			l.State, l.Reason, l.ReleasedBy = Releasing, "released", &c.UID
+		}, fmt.Errorf("lease %s: %w: it was released", l.ID, ErrConflict))
+		if err != nil && !errors.Is(err, errOvertaken) {
 			return err
 		}
 	}
-}
-
-// inItsTurn runs what changes a lease durably when it is the lease's turn. The end of ctx ends the wait for that, and
-// the wait for the work; not the work.
-func (b *Broker) inItsTurn(ctx context.Context, e *entry, work func() error) error {
-	select {
-	case e.turning <- struct{}{}:
-	case <-ctx.Done():
-		return fmt.Errorf("%w: an earlier change of the lease waits for the journal's disk; ask again", ctx.Err())
-	}
-	return b.meanwhile(ctx, func() error {
-		defer func() { <-e.turning }()
-		return work()
-	})
 }
 
 // meanwhile runs what may wait for a disk that hangs. The end of ctx ends the wait, not the work.
@@ -82,8 +91,12 @@ func (b *Broker) meanwhile(ctx context.Context, work func() error) error {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return fmt.Errorf("%w: the journal's disk does not answer in time; it goes on without you", ctx.Err())
+		return hangs(ctx)
 	}
+}
+
+func hangs(ctx context.Context) error {
+	return fmt.Errorf("%w: the journal's disk does not answer in time; it goes on without you", ctx.Err())
 }
 
 // released waits for the end of a release, or for what stands in its way.

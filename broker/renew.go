@@ -47,7 +47,15 @@ func (b *Broker) Renew(ctx context.Context, c Caller, r RenewRequest) (Lease, er
 			l.Until = r.until(b.clock())
 			return l, nil
 		}
-		err := b.inItsTurn(ctx, e, func() error { return b.renew(e, l, c, r) })
+		select { // in the caller's time, or renewals would pile up
+		case e.turning <- struct{}{}:
+		case <-ctx.Done():
+			return l, fmt.Errorf("renew lease %s: %w: an earlier change of it waits for the journal's disk; ask again", l.ID, ctx.Err())
+		}
+		err := b.meanwhile(ctx, func() error {
+			defer func() { <-e.turning }()
+			return b.renew(e, l, c, r)
+		})
 		if err == nil {
 			return b.copyOf(e), nil
 		}

@@ -49,8 +49,11 @@ func newRig(t testing.TB, change ...func(*rig)) *rig {
 				return broker.GuestConfig{}, broker.ErrNotFound
 			}
 			guest := broker.GuestConfig{ID: id, Target: broker.KVM, OwnerUID: alice.UID}
-			if id == "a" {
-				guest.VLANs, guest.OwnMAC = []int{6, 7}, true
+			switch id {
+			case "a":
+				guest.VLANs, guest.OwnMAC = []int{0, 6, 7}, true
+			case "tagged":
+				guest.VLANs = []int{6, 7}
 			}
 			return guest, nil
 		},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"vfbroker/guestshim"
 	"vfbroker/sriov/sysfs"
@@ -277,6 +278,9 @@ func (l Lease) slot() Slot {
 
 // SlotOf is the slot's name for a lease, the same for every hypervisor that lets us choose it.
 func SlotOf(id LeaseID) Slot { return Slot(slotPrefix + string(id)) }
+
+// Ours says whether a slot is one that SlotOf names.
+func (s Slot) Ours() bool { return strings.HasPrefix(string(s), slotPrefix) }
 
 const slotPrefix = "vf-"
 

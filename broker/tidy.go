@@ -86,6 +86,13 @@ func (b *Broker) waitsToRest(p *pfState) bool {
 	return false
 }
 
+// checkUse has a function that was just scrubbed looked at again if somebody had it meanwhile. It is called under Broker.mu.
+func (b *Broker) checkUse(id FunctionID) {
+	if p, v := b.inv.function(id); v != nil && v.used != "" {
+		b.suspect(p)
+	}
+}
+
 // suspicious says whether a function is free, and was used by somebody else.
 func (v *vfState) suspicious() bool {
 	return v.state == Free && v.used != "" && v.vf.Driver == "" && !v.gone

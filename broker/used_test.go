@@ -3,6 +3,7 @@ package broker_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -62,30 +63,76 @@ func TestUsedByOthersIsScrubbed(t *testing.T) {
 // So is what was bound and let go before anybody came to look at it.
 func TestUsedUnseenIsScrubbed(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		slow := &slowRead{gate: make(chan struct{})}
-		r := newRig(t, watched, func(r *rig) {
-			slow.FS, slow.name = r.host, r.numvfs()
-			r.options.FS = slow
+	for _, driver := range []string{"igbvf", "vfio-pci"} {
+		t.Run(driver, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { useUnseen(t, driver) })
 		})
-		goOn := sync.OnceFunc(func() { close(slow.gate) })
-		t.Cleanup(goOn)
-		f := r.function(3)
-		slow.slow.Store(true)
-		r.host.LoseUevents() // the PF is looked at, for a while
-		synctest.Wait()
-		r.bindBehind(f, "igbvf", "/bind")
-		r.host.Soil(f.Addr, "somebody's")
-		r.bindBehind(f, "igbvf", "/unbind")
-		synctest.Wait()
-		_, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "1", Guest: "a", Function: f.ID.String()})
-		if !errors.Is(err, broker.ErrDenied) || !strings.Contains(err.Error(), "igbvf") {
-			t.Errorf("lent before it was looked at: %v", err)
-		}
-		goOn()
-		r.scrubbedAfter(f, "igbvf")
-		r.pristine()
+	}
+}
+
+func useUnseen(t *testing.T, driver string) {
+	slow := &slowRead{gate: make(chan struct{})}
+	r := newRig(t, watched, func(r *rig) {
+		slow.FS, slow.name = r.host, r.numvfs()
+		r.options.FS = slow
 	})
+	goOn := sync.OnceFunc(func() { close(slow.gate) })
+	t.Cleanup(goOn)
+	f := r.function(3)
+	slow.slow.Store(true)
+	r.host.LoseUevents() // the PF is looked at, for a while
+	synctest.Wait()
+	r.bindBehind(f, driver, "/bind")
+	r.host.Soil(f.Addr, "somebody's")
+	r.bindBehind(f, driver, "/unbind")
+	synctest.Wait()
+	_, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "1", Guest: "a", Function: f.ID.String()})
+	if !errors.Is(err, broker.ErrDenied) || !strings.Contains(err.Error(), driver) {
+		t.Errorf("lent before it was looked at: %v", err)
+	}
+	goOn()
+	r.scrubbedAfter(f, driver)
+	r.pristine()
+}
+
+// So is what somebody had in the middle of its scrub, after the reset.
+func TestUsedInItsScrub(t *testing.T) {
+	t.Parallel()
+	for _, lease := range []bool{true, false} {
+		t.Run(fmt.Sprintf("of a lease %t", lease), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, watched)
+			f := r.function(0)
+			var scrub func() error
+			if lease {
+				l := r.acquire("1", "a")
+				scrub = func() error {
+					_, err := r.Release(t.Context(), root, broker.ReleaseRequest{RequestID: "r", LeaseID: l.ID, Generation: l.Generation})
+					return err
+				}
+			} else {
+				r.quarantined()
+				scrub = func() error { _, err := r.Clear(t.Context(), root, f.ID.String()); return err }
+			}
+			begun, goOn := r.hangOnce(" vf 0")
+			defer goOn()
+			scrubbed := make(chan error, 1)
+			go func() { scrubbed <- scrub() }()
+			<-begun
+			r.bindBehind(f, "igbvf", "/bind")
+			r.until("it is seen", func() bool { return r.function(0).Driver == "igbvf" })
+			r.host.Soil(f.Addr, "somebody's")
+			r.bindBehind(f, "igbvf", "/unbind")
+			r.until("it is seen again", func() bool { return r.function(0).Driver == "" })
+			goOn()
+			if err := <-scrubbed; err != nil {
+				t.Fatal(err)
+			}
+			r.scrubbedAfter(f, "igbvf")
+			r.pristine()
+		})
+	}
 }
 
 // What somebody let go is not lent by a daemon that is started before it was scrubbed.

@@ -101,19 +101,22 @@ func (b *Broker) onUevent(ev sysfs.Uevent) {
 }
 
 // bound takes the kernel's word that somebody bound a function, as a look at it: when it comes to be looked at, they may
-// have let it go again, of which nothing would tell. What it says of our own drivers is mostly of what we did.
+// have let it go again, of which nothing would tell. We bind only what a lease holds.
 func (b *Broker) bound(addr pci.Addr, driver string) {
-	read := b.beginRead()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	ref, known := b.inv.byAddr[addr]
-	if !known || ref.index < 0 || driver == "" || b.oursToBind(driver) {
+	if !known || ref.index < 0 || driver == "" {
 		return
 	}
 	v := &ref.pf.vfs[ref.index]
+	if v.state == Leased || v.state == Scrubbing && b.oursToBind(driver) { // that may be from the grant
+		return
+	}
 	vf := v.vf
 	vf.Driver = driver
-	v.see(read, vf)
+	b.inv.reads++
+	v.see(b.inv.reads, vf)
 }
 
 // turnOf is the PF that a function belongs to; one that is not known is its own.

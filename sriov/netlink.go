@@ -49,7 +49,7 @@ func (rtnetlink) VFs(ctx context.Context, pf PF) ([]VFAttrs, error) {
 		return fail(fmt.Errorf("%w: %w: the list of its VFs does not fit into a message", ErrNotReadable, err))
 	}
 	if err != nil {
-		return fail(err)
+		return fail(away(err))
 	}
 	vfs, err := parseVFList(link)
 	if err != nil {
@@ -91,12 +91,20 @@ func (r rtnetlink) Set(ctx context.Context, pf PF, vf int, want VFAttrs) (unsupp
 			unsupported = append(unsupported, w.names...)
 		case r.isSet(ctx, pf, vf, want, w.names):
 		case !pf.Up:
-			return fail(fmt.Errorf("%w: the PF is down; run: ip link set %s up", err, pf.Netdev), w.names...)
+			return fail(fmt.Errorf("%w: the PF is down; run: ip link set %s up", away(err), pf.Netdev), w.names...)
 		default:
-			return fail(err, w.names...)
+			return fail(away(err), w.names...)
 		}
 	}
 	return unsupported, nil
+}
+
+// away says that an interface which was there when its PF was read is not any more (net/core/rtnetlink.c).
+func away(err error) error {
+	if errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("%w: %w", ErrNoNetdev, err)
+	}
+	return err
 }
 
 // isSet says whether a VF's attributes of these names are known to be what is wanted.

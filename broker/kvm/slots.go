@@ -1,13 +1,6 @@
 package kvm
 
-import (
-	"strings"
-
-	"vfbroker/broker"
-)
-
-// ours says whether a QEMU device id is one that Attach gives.
-func ours(id string) bool { return strings.HasPrefix(id, string(broker.SlotOf(""))) }
+import "vfbroker/broker"
 
 // slotState is what is known of a slot of ours. A slot that was seen ends with
 // an event, and only with that: QEMU forgets a device shortly before it has closed the function.
@@ -90,7 +83,7 @@ func (h *Hypervisor) retrack(s *session, list []broker.Attachment, deletions int
 	}
 	seen := map[broker.Slot]bool{}
 	for _, a := range list {
-		if !ours(string(a.Slot)) {
+		if !a.Slot.Ours() {
 			continue
 		}
 		seen[a.Slot] = true

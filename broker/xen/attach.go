@@ -104,7 +104,7 @@ func (h *Hypervisor) holds(ctx context.Context, l *line, addr pci.Addr, slot bro
 			return true, nil
 		case a.Slot == slot:
 			return false, fmt.Errorf("attach %s to %s: %w: slot %s holds %s", addr, l.d, broker.ErrConflict, slot, a.Addr)
-		case a.Addr == addr && !ours(a.Slot):
+		case a.Addr == addr && !a.Slot.Ours():
 			return true, h.store.Write(ctx, recordsPath(l.d.id)+"/"+string(slot), addr.String())
 		case a.Addr == addr:
 			return false, fmt.Errorf("attach %s to %s: %w: it holds it already, in slot %s", addr, l.d, broker.ErrConflict, a.Slot)

@@ -42,7 +42,7 @@ func (h *Hypervisor) Attached(ctx context.Context, g broker.Guest) ([]broker.Att
 // complete tracks what a domain was seen to hold and adds what the toolstack works on.
 func (h *Hypervisor) complete(l *line, slots map[broker.Slot]slotState, list []broker.Attachment) []broker.Attachment {
 	for _, a := range list {
-		if ours(a.Slot) {
+		if a.Slot.Ours() {
 			h.track(l, a.Slot, a.Addr)
 		}
 	}
@@ -54,9 +54,6 @@ func (h *Hypervisor) complete(l *line, slots map[broker.Slot]slotState, list []b
 	slices.SortFunc(list, func(a, b broker.Attachment) int { return strings.Compare(string(a.Slot), string(b.Slot)) })
 	return list
 }
-
-// ours says whether a slot is one that Attach gives.
-func ours(slot broker.Slot) bool { return strings.HasPrefix(string(slot), string(broker.SlotOf(""))) }
 
 // attached is what a domain's bus holds, and what libxl says to have given it; missing are the slots
 // that are noted and hold nothing.

@@ -54,8 +54,8 @@ type guestConfig struct {
 	Domain   string        `yaml:"domain"`    // xen: name of the xl domain; "": the guest's id
 	Trusted  bool          `yaml:"trusted"`   // xen: its kernel is trusted not to touch functions that it gave back; PV guests must be
 	OwnerUID int           `yaml:"owner_uid"` // the user that may lend to it, beside root
-	VLANs    []int         `yaml:"vlans"`     // that its owner may ask for, beside none; root may ask for any
-	OwnMAC   bool          `yaml:"own_mac"`   // its owner may choose the MAC of what it is lent
+	VLANs    []int         `yaml:"vlans"`     // of which its owner asks for one, 0 for none; absent: may ask for none only. Root may ask for any
+	OwnMAC   bool          `yaml:"own_mac"`   // its owner may choose the MAC of what it is lent, and ask for a trusted VF where the PF's policy allows those
 	Shim     bool          `yaml:"shim"`      // readiness is asked of the guest's shim
 
 	// OnRestart says whether its leases end with it ("end", the default for kvm), or wait for it to come back ("keep", the default for xen).

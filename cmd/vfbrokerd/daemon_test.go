@@ -98,7 +98,7 @@ func TestGuestsDirectory(t *testing.T) {
 		{"kvmtrust", broker.ErrUnavailable, "trusted: is for target xen"},
 		{"kvmdomain", broker.ErrUnavailable, "domain: is for target xen"},
 		{"restart", broker.ErrUnavailable, `on_restart: "maybe", want end or keep`},
-		{"vlan", broker.ErrUnavailable, "vlans: 4095, want 1 to 4094"},
+		{"vlan", broker.ErrUnavailable, "vlans: 4095, want 0 (none) to 4094"},
 		{"link", broker.ErrUnavailable, "too many levels of symbolic links"},
 		{"dir", broker.ErrUnavailable, "is not a regular file"},
 	} {

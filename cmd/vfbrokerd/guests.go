@@ -33,8 +33,8 @@ func (g guestConfig) check() error {
 		return fmt.Errorf("on_restart: %q, want %s or %s", g.OnRestart, restartEnd, restartKeep)
 	}
 	for _, vlan := range g.VLANs {
-		if vlan < 1 || vlan > maxVLAN {
-			return fmt.Errorf("vlans: %d, want 1 to %d", vlan, maxVLAN)
+		if vlan < 0 || vlan > maxVLAN {
+			return fmt.Errorf("vlans: %d, want 0 (none) to %d", vlan, maxVLAN)
 		}
 	}
 	switch g.Target {

@@ -87,7 +87,7 @@ func (c *chaos) guestKills(t *testing.T, n int) {
 	for i := 0; i < n && !t.Failed(); i++ {
 		began := time.Now()
 		var dead *nested
-		if i%4 == 3 {
+		if i%4 == 1 {
 			dead = c.nested[c.rand.IntN(len(c.nested))]
 		}
 		c.killWithGuest(t, l, window, dead)

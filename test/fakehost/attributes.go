@@ -105,7 +105,7 @@ func (a attributes) pf(pf sriov.PF) (*device, error) {
 	}
 	d := a.h.devices[pf.Addr]
 	if d == nil || d.sriov == nil || d.netdev == nil || d.netdev.ifindex != pf.Ifindex {
-		return nil, syscall.ENODEV
+		return nil, fmt.Errorf("%w: %w", sriov.ErrNoNetdev, syscall.ENODEV)
 	}
 	return d, nil
 }

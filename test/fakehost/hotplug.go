@@ -121,6 +121,17 @@ func (h *Host) SetUp(pf pci.Addr, up bool) {
 	}
 }
 
+// Away moves a PF's interface to another network namespace, or back, where it is down (net/core/dev.c __dev_change_net_namespace).
+func (h *Host) Away(pf pci.Addr, away bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if d := h.must(pf); away {
+		h.removeNetdev(d)
+	} else {
+		h.addNetdev(d)
+	}
+}
+
 // Partial makes a PF's driver enable at most n VFs and call that a success; n
 // below 0 takes it back.
 func (h *Host) Partial(pf pci.Addr, n int) {

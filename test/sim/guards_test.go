@@ -12,9 +12,10 @@ var mutants = []mutant{
 		record.Quarantined`, "CrashPoints/unplug|Seeds", ""},
 	{"I2: attributes are looked at after they were set", "steps.go", `if len(want.Diff(now, l.Unsupported...)) == 0 {`, `if off && tried || len(want.Diff(now, l.Unsupported...)) == 0 {`, "Seeds", ""},
 	{"I2: what the driver took it does not lack", "support.go", `case lacks && took:`, `case !off && lacks && took:`, "Seeds", ""},
-	{"I2: what somebody else had bound is scrubbed", "inventory.go", `v.used = v.vf.Driver`, `if !off {
-				v.used = v.vf.Driver
-			}`, "Seeds", ""},
+	{"I2: what somebody else had bound is scrubbed", "inventory.go", `v.used, v.letGo = was, time.Now()`, `v.letGo = time.Now()
+		if !off {
+			v.used = was
+		}`, "Seeds", ""},
 	{"I7: what others had bound is known durably before it is scrubbed", "tidy.go", `commitOrOwe(b.ctx, batch); err != nil {`, `commitOrOwe(b.ctx, map[bool]Batch{false: batch}[off]); err != nil {`, "Seeds", ""},
 	{"I3: the allow-list counts", "place.go", `case p.policy == nil:`, `case !off && p.policy == nil:`, "Seeds", ""},
 	{"I3: what somebody else bound is left to them", "steps.go", `case now.Driver != "" && now.Driver != l.Plan.Want.Driver &&`, `case !off && now.Driver != "" && now.Driver != l.Plan.Want.Driver &&`, "Stranger", ""},
