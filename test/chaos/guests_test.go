@@ -78,7 +78,10 @@ func (n *nested) stop() error {
 	return err
 }
 
-// guestKills kills the daemon n times while real guests take part, and with every fourth of them a guest, too.
+// guestKillEvery is how often a guest dies with the daemon, just before it or after it by turns: to boot one again is dear.
+const guestKillEvery = 10
+
+// guestKills kills the daemon n times while real guests take part, and now and then a guest, too.
 func (c *chaos) guestKills(t *testing.T, n int) {
 	c.nestedGuests(t)
 	l := newLoad(c.daemon, c.host, []string{"nested0", "nested1"}, 3, c.result.Seed+1)
@@ -87,10 +90,10 @@ func (c *chaos) guestKills(t *testing.T, n int) {
 	for i := 0; i < n && !t.Failed(); i++ {
 		began := time.Now()
 		var dead *nested
-		if i%4 == 1 {
+		if i%guestKillEvery == 1 {
 			dead = c.nested[c.rand.IntN(len(c.nested))]
 		}
-		c.killWithGuest(t, l, window, dead)
+		c.killWithGuest(t, l, window, dead, i/guestKillEvery%2 == 0)
 		c.result.KillsNested++
 		c.afterGuestKill(t, l, dead)
 		t.Logf("kill %d of %d: %.2f s, a guest too: %v, grants %d, releases %d, %+v", i+1, n, time.Since(began).Seconds(), dead != nil, l.grants, l.releases, c.result.Interrupted)
@@ -114,9 +117,8 @@ func (c *chaos) warmUpGuests(t *testing.T, l *load) time.Duration {
 	return window
 }
 
-// killWithGuest kills the daemon at a random moment, and a guest just before it or after it.
-func (c *chaos) killWithGuest(t *testing.T, l *load, window time.Duration, dead *nested) {
-	first := c.rand.IntN(2) == 0
+// killWithGuest kills the daemon at a random moment, and a guest just before it (first) or after it.
+func (c *chaos) killWithGuest(t *testing.T, l *load, window time.Duration, dead *nested, first bool) {
 	l.resume(false)
 	time.Sleep(c.moment(window))
 	if dead != nil && first {
