@@ -157,7 +157,8 @@ finish() {
 		[ ! -e "$logs/$name.log" ] || failures "$name" | sed -n 1,40p
 	done
 	printf '%d passed, %d failed, %d skipped\n' $passed $failed $skipped
-	[ $failed -eq 0 ]
+	[ $skipped -eq 0 ] || echo "skipped tests are not passed ones: this host was set up for all of them" >&2
+	[ $((failed + skipped)) -eq 0 ]
 }
 
 # hypervisor sets the options of the host that HYPERVISOR names, kvm or xen.
