@@ -2,13 +2,11 @@ package broker_test
 
 import (
 	"errors"
-	"net"
 	"os"
 	"strings"
 	"testing"
 
 	"vfbroker/broker"
-	"vfbroker/guestshim"
 )
 
 // A daemon whose journal was lost learns from the guests what is lent, under the same ids and a new
@@ -134,10 +132,7 @@ func TestAdoptedIsKept(t *testing.T) {
 	r := newRig(t, keepGuests, guestsListed)
 	l := r.acquire("1", "a")
 	r.loseJournal()
-	r.hv.End("a")
-	r.await(l, broker.Pending)
-	r.hv.Start("a")
-	r.await(l, broker.Active)
+	r.restartGuest(l)
 	if held := r.hv.Held("a"); len(held) != 1 || held[0] != l.Addr {
 		t.Errorf("the guest holds %v, want %s", held, l.Addr)
 	}
@@ -168,14 +163,16 @@ func TestAdoptedNotReadable(t *testing.T) {
 func TestAdoptedNotReadableIsKept(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, keepGuests, guestsListed, lendUnread)
-	r.hv.Serve(func(broker.GuestID) (net.Conn, error) {
-		ours, theirs := net.Pipe()
-		go reportUp(theirs, func(guestshim.Identity) {})
-		return ours, nil
-	})
+	r.serveShims()
 	r.host.NotReadable(r.host.PF(pfMAC), true)
 	l := r.acquire("1", "a")
 	r.loseJournal()
+	r.restartGuest(l)
+}
+
+// restartGuest ends the guest of a kept lease and starts it again, until it has its function back.
+func (r *rig) restartGuest(l broker.Lease) {
+	r.t.Helper()
 	r.hv.End("a")
 	r.await(l, broker.Pending)
 	r.hv.Start("a")

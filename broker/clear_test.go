@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"vfbroker/broker"
-	"vfbroker/sriov"
 	"vfbroker/test/fakehost"
 )
 
@@ -101,7 +100,7 @@ func TestScrubbedWhenTheInterfaceIsBack(t *testing.T) {
 	r.release(l)
 	r.until("its scrub is refused", func() bool {
 		f := r.function(0)
-		return f.State == broker.Quarantined && strings.Contains(f.Reason, sriov.ErrNoNetdev.Error())
+		return f.State == broker.Quarantined && strings.Contains(f.Reason, "no network interface here (driver: igb); bind it to its driver, or move the interface back")
 	})
 	writes, told := len(r.host.Writes()), r.told(broker.AuditQuarantined)
 	for range 3 { // no change helps while it is away

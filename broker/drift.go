@@ -62,7 +62,7 @@ func (b *Broker) checkDrift(p *pfState) {
 		b.mu.Lock()
 		p.suspected = false
 		b.distrust(p)
-		id, resting := p.id(), b.waitsToRest(p)
+		id, resting := p.id(), b.anyResting(p)
 		b.mu.Unlock()
 		next = sooner(b.seekDrift(p), b.recarve(p))
 		b.tidy(id)

@@ -2,7 +2,6 @@ package broker_test
 
 import (
 	"errors"
-	"net"
 	"strings"
 	"testing"
 
@@ -29,13 +28,7 @@ func onInfiniBand(t *testing.T) (*rig, <-chan guestshim.Identity) {
 		r.options.Hypervisors = map[broker.Target]broker.Hypervisor{broker.KVM: r.hv}
 		r.options.Policy = broker.Policy{PFs: []broker.PFPolicy{{PF: r.pf}}}
 	})
-	asked := make(chan guestshim.Identity, 1)
-	r.hv.Serve(func(broker.GuestID) (net.Conn, error) {
-		ours, theirs := net.Pipe()
-		go reportUp(theirs, func(id guestshim.Identity) { asked <- id })
-		return ours, nil
-	})
-	return r, asked
+	return r, r.serveShims().asked
 }
 
 // A guest on InfiniBand is known to the fabric by GUIDs of its own, of which a release leaves nothing; its shim is asked by the port's.

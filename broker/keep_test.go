@@ -36,12 +36,7 @@ func TestGuestRestartsTwice(t *testing.T) {
 				return err == nil && got.State == broker.Pending && got.Guest.Incarnation == ""
 			})
 			r.hv.Start("a")
-			back := r.await(l, broker.Active)
-			if held := r.hv.Held("a"); len(held) != 1 || held[0] != l.Addr || back.Generation != l.Generation {
-				t.Errorf("the guest holds %v, want %s; the lease's generation is %v, and was %v", held, l.Addr, back.Generation, l.Generation)
-			}
-			r.release(back)
-			r.pristine()
+			r.backIn(l)
 		})
 	}
 }
@@ -50,30 +45,15 @@ func TestGuestRestartsTwice(t *testing.T) {
 func TestGuestRestartsBeforeItsShimIsUp(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, keepGuests)
-	var down atomic.Bool
-	missed := make(chan struct{}, 10000)
-	r.hv.Serve(func(broker.GuestID) (net.Conn, error) {
-		if down.Load() || len(r.hv.Held("a")) == 0 {
-			missed <- struct{}{}
-			return nil, syscall.ECONNRESET
-		}
-		ours, theirs := net.Pipe()
-		go reportUp(theirs, func(guestshim.Identity) {})
-		return ours, nil
-	})
+	shims := r.serveShims()
 	l := r.acquire("1", "a")
-	down.Store(true)
+	shims.down.Store(true)
 	r.hv.Start("a")
-	<-missed
+	r.until("the shim is missed", func() bool { return shims.missed.Load() > 0 })
 	r.hv.End("a")
 	r.hv.Start("a")
-	down.Store(false)
-	back := r.await(l, broker.Active)
-	if held := r.hv.Held("a"); len(held) != 1 || held[0] != l.Addr || back.Generation != l.Generation {
-		t.Errorf("the guest holds %v, want %s; the lease's generation is %v, and was %v", held, l.Addr, back.Generation, l.Generation)
-	}
-	r.release(back)
-	r.pristine()
+	shims.down.Store(false)
+	r.backIn(l)
 }
 
 // What somebody unbound while the guest was away does not go back to that as if nothing had been.
@@ -127,39 +107,58 @@ func TestRestartedGuestsShim(t *testing.T) {
 					r.options.Limits.Restart = 50 * time.Millisecond
 				}
 			})
-			var down atomic.Bool
-			var missed atomic.Int64
-			r.hv.Serve(func(broker.GuestID) (net.Conn, error) {
-				if down.Load() {
-					missed.Add(1)
-					return nil, syscall.ECONNRESET
-				}
-				ours, theirs := net.Pipe()
-				go reportUp(theirs, func(guestshim.Identity) {})
-				return ours, nil
-			})
+			shims := r.serveShims()
 			l, err := r.Acquire(t.Context(), root, broker.Request{RequestID: "1", Guest: "a", Shim: broker.ShimRequire})
 			if err != nil {
 				t.Fatal(err)
 			}
-			down.Store(true)
+			shims.down.Store(true)
 			r.hv.Start("a")
 			if !comes {
 				r.await(l, broker.Closed)
 				r.pristine()
 				return
 			}
-			r.until("the shim is missed twice", func() bool { return missed.Load() >= 2 })
-			down.Store(false)
-			if back := r.await(l, broker.Active); back.Generation != l.Generation {
-				t.Errorf("the lease's generation is %v, and was %v", back.Generation, l.Generation)
-			}
+			r.until("the shim is missed twice", func() bool { return shims.missed.Load() >= 2 })
+			shims.down.Store(false)
+			r.backIn(l)
 		})
 	}
 }
 
-// reportUp is a shim that has every function it is asked for, up.
-func reportUp(conn net.Conn, asked func(guestshim.Identity)) {
+// backIn waits until a kept lease is back in its guest, and gives it back.
+func (r *rig) backIn(l broker.Lease) {
+	r.t.Helper()
+	back := r.await(l, broker.Active)
+	if held := r.hv.Held("a"); len(held) != 1 || held[0] != l.Addr || back.Generation != l.Generation {
+		r.t.Errorf("the guest holds %v, want %s; the lease's generation is %v, and was %v", held, l.Addr, back.Generation, l.Generation)
+	}
+	r.release(back)
+	r.pristine()
+}
+
+// shims are those of guests that hold a function, and say that it is up.
+type shims struct {
+	down   atomic.Bool
+	missed atomic.Int64
+	asked  chan guestshim.Identity // of one wait; further ones are dropped until it is taken
+}
+
+func (r *rig) serveShims() *shims {
+	s := &shims{asked: make(chan guestshim.Identity, 1)}
+	r.hv.Serve(func(id broker.GuestID) (net.Conn, error) {
+		if s.down.Load() || len(r.hv.Held(id)) == 0 {
+			s.missed.Add(1)
+			return nil, syscall.ECONNRESET
+		}
+		ours, theirs := net.Pipe()
+		go s.reportUp(theirs)
+		return ours, nil
+	})
+	return s
+}
+
+func (s *shims) reportUp(conn net.Conn) {
 	defer conn.Close()
 	for in := bufio.NewScanner(conn); in.Scan(); {
 		var request struct {
@@ -169,7 +168,10 @@ func reportUp(conn net.Conn, asked func(guestshim.Identity)) {
 		if json.Unmarshal(in.Bytes(), &request) != nil {
 			return
 		}
-		asked(request.Body)
+		select {
+		case s.asked <- request.Body:
+		default:
+		}
 		report, err := json.Marshal(guestshim.Report{Driver: "igbvf", Netdev: "eth1", MAC: request.Body.MAC, Up: true, Carrier: new(true), Link: true})
 		if err != nil {
 			return

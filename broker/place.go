@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"vfbroker/sriov"
 	"vfbroker/sriov/pci"
 )
 
@@ -155,8 +156,7 @@ func usable(p *pfState, r Request) error {
 	case p.carving:
 		return fmt.Errorf("PF %s: %w: it is being carved; try again when that has ended", p.id(), ErrUnavailable)
 	case p.pf.Netdev == "":
-		return fmt.Errorf("PF %s: %w: it has no network interface here (driver: %s); bind it to its driver, or move the interface back to this network namespace",
-			p.id(), ErrUnavailable, orNone(p.pf.Driver))
+		return noInterface(p.id(), p.pf)
 	case !p.pf.Up:
 		// VFs of a PF that is down have no link, and igb's fail to initialise.
 		return fmt.Errorf("PF %s: %w: %w: ip link set %s up", p.id(), ErrUnavailable, errDown, p.pf.Netdev)
@@ -167,6 +167,12 @@ func usable(p *pfState, r Request) error {
 		return fmt.Errorf("PF %s: %w: its driver %s cannot set %s of a VF", p.id(), ErrUnsupported, p.pf.Driver, missing)
 	}
 	return nil
+}
+
+// noInterface says that a PF lacks the interface through which its VFs' attributes are written, and what to do.
+func noInterface(id string, pf sriov.PF) error {
+	text := fmt.Sprintf("it has no network interface here (driver: %s); bind it to its driver, or move the interface back to this network namespace", orNone(pf.Driver))
+	return fmt.Errorf("PF %s: %w: %w", id, ErrUnavailable, cause{text, sriov.ErrNoNetdev})
 }
 
 // needs names what the request cannot do without among the attributes that the driver lacks.

@@ -116,7 +116,7 @@ var errClear = errors.New("free already")
 func (b *Broker) mayScrub(id FunctionID, l Lease) (driver string, err error) {
 	pf, err := b.pfOf(id)
 	if err == nil && pf.Ifindex == 0 {
-		err = fmt.Errorf("PF %s: %w", id.PF, sriov.ErrNoNetdev) // through which the attributes are written
+		err = noInterface(id.PF, pf)
 	}
 	if err == nil {
 		err = b.spare(pf, false)

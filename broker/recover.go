@@ -56,7 +56,9 @@ func (b *Broker) restore(leases []Lease) (live []*entry, err error) {
 		e := newEntry(l)
 		b.leases.add(e)
 		if l.State.Live() {
-			e.err = cause{l.Reason, ErrUnavailable} // of a grant that is being taken back
+			if l.State == Releasing && !l.Granted {
+				e.err = cause{l.Reason, ErrUnavailable} // why the grant failed that is being taken back
+			}
 			if other := b.inv.held[l.Function]; other != "" {
 				return nil, fmt.Errorf("load journal: %w: it has function %s lent twice, by leases %s and %s; release what guests hold, then move the file away",
 					ErrUnavailable, l.Function, other, l.ID)

@@ -65,6 +65,7 @@ func (b *Broker) letGoOf(ctx context.Context, c Caller, e *entry) error {
 	}
 }
 
+// letGoNow has a live lease released when it is its turn, however long that takes.
 func (b *Broker) letGoNow(c Caller, e *entry) error {
 	for {
 		l := b.copyOf(e)
@@ -95,6 +96,7 @@ func (b *Broker) meanwhile(ctx context.Context, work func() error) error {
 	}
 }
 
+// hangs is what a caller is told whose time ended before the journal answered.
 func hangs(ctx context.Context) error {
 	return fmt.Errorf("%w: the journal's disk does not answer in time; it goes on without you", ctx.Err())
 }

@@ -10,6 +10,7 @@ import (
 // Limits on what a client may send.
 const (
 	maxName = 128
+	MaxVLAN = 4094    // 4095 is reserved (IEEE 802.1Q)
 	maxRate = 1 << 20 // Mbit/s
 
 	maxDuration = 366 * 24 * time.Hour
@@ -47,8 +48,8 @@ func (r Request) check() error {
 		return bad("function", r.Function, "at most 128 bytes")
 	case len(r.Owner) > maxName:
 		return bad("owner", r.Owner, "at most 128 bytes")
-	case r.VLAN < 0 || r.VLAN > 4094:
-		return bad("vlan", fmt.Sprint(r.VLAN), "0 (none) to 4094")
+	case r.VLAN < 0 || r.VLAN > MaxVLAN:
+		return bad("vlan", fmt.Sprint(r.VLAN), fmt.Sprintf("0 (none) to %d", MaxVLAN))
 	case r.MaxRate < 0 || r.MaxRate > maxRate:
 		return bad("max_rate", fmt.Sprint(r.MaxRate), "0 (no limit) to 1048576 Mbit/s")
 	case r.Duration < 0 || r.Duration > maxDuration:

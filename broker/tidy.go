@@ -76,8 +76,8 @@ func (b *Broker) due(p *pfState, i int) bool {
 // resting says whether somebody else let a function go only a moment ago: they may have done so to bind it to another driver.
 func (b *Broker) resting(v *vfState) bool { return time.Since(v.letGo) < b.limits.Drift }
 
-// waitsToRest says whether a function of the PF is scrubbed in a moment. It is called under Broker.mu.
-func (b *Broker) waitsToRest(p *pfState) bool {
+// anyResting says whether a function of the PF is scrubbed in a moment. It is called under Broker.mu.
+func (b *Broker) anyResting(p *pfState) bool {
 	for i := range p.vfs {
 		if b.due(p, i) && b.resting(&p.vfs[i]) {
 			return true

@@ -156,6 +156,20 @@ func TestLetGoBeforeARestart(t *testing.T) {
 	r.pristine()
 }
 
+// A VF that went under its lease and was made anew was not let go by anybody: its scrub waits for nothing.
+func TestMadeAnewDoesNotRest(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, watched, func(r *rig) { r.options.Limits.Drift = time.Hour })
+	l := r.acquire("1", "a")
+	r.hv.Vanish(l.Addr)
+	r.await(l, broker.Lost)
+	r.numVFs("0")
+	r.numVFs("7")
+	r.until("it is scrubbed", func() bool { return r.function(0).State == broker.Free })
+	r.lastScrubbed(l.Function)
+	r.pristine()
+}
+
 // A VF that somebody binds again before it was scrubbed is left to them, whatever the driver, and scrubbed when they have let go again.
 func TestBoundAgainIsLeft(t *testing.T) {
 	t.Parallel()

@@ -262,4 +262,11 @@ func TestGetLink(t *testing.T) {
 	if _, err := getLink(1<<30, 0); !errors.Is(err, unix.ENODEV) {
 		t.Errorf("ask for an interface that is not there: %v", err)
 	}
+	away := PF{Ifindex: 1 << 30} // as one that was there when its PF was read
+	if _, err := (rtnetlink{}).VFs(t.Context(), away); !errors.Is(err, ErrNoNetdev) || !errors.Is(err, unix.ENODEV) {
+		t.Errorf("read attributes through it: %v, want %v", err, ErrNoNetdev)
+	}
+	if _, err := (rtnetlink{}).Set(t.Context(), away, 0, DefaultAttrs()); !errors.Is(err, ErrNoNetdev) || !errors.Is(err, unix.ENODEV) {
+		t.Errorf("set attributes through it: %v, want %v", err, ErrNoNetdev)
+	}
 }

@@ -252,13 +252,13 @@ func (h *Hypervisor) onEvent(l *line, s *session, event string, data json.RawMes
 	slot := broker.Slot(about.Device)
 	switch event {
 	case "DEVICE_DELETED":
-		if !broker.Slot(about.Device).Ours() {
+		if !slot.Ours() {
 			return
 		}
 		h.forget(l, s, slot)
 		h.events.Publish(broker.Event{Kind: broker.EventDetached, Guest: s.guest, Slot: slot})
 	case "DEVICE_UNPLUG_GUEST_ERROR":
-		if !broker.Slot(about.Device).Ours() {
+		if !slot.Ours() {
 			return
 		}
 		h.answered(s, slot)

@@ -31,7 +31,7 @@ var stringLimits = map[protoreflect.Name]int{
 // intLimits are the largest values of integer fields, by name; the smallest is 0.
 var intLimits = map[protoreflect.Name]int64{
 	"page_size":     MaxPageSize,
-	"vlan":          4094,
+	"vlan":          broker.MaxVLAN,
 	"num_vfs":       1<<16 - 1, // TotalVFs is 16 bits wide
 	"max_rate_mbps": 1<<31 - 1,
 }

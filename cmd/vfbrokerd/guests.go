@@ -22,9 +22,6 @@ import (
 // The least vsock context id of a guest; lower ones are reserved (vsock(7)).
 const minCID = 3
 
-// maxVLAN is the highest VLAN id; 4095 is reserved (IEEE 802.1Q).
-const maxVLAN = 4094
-
 func (g guestConfig) check() error {
 	switch {
 	case g.OwnerUID < 0:
@@ -33,8 +30,8 @@ func (g guestConfig) check() error {
 		return fmt.Errorf("on_restart: %q, want %s or %s", g.OnRestart, restartEnd, restartKeep)
 	}
 	for _, vlan := range g.VLANs {
-		if vlan < 0 || vlan > maxVLAN {
-			return fmt.Errorf("vlans: %d, want 0 (none) to %d", vlan, maxVLAN)
+		if vlan < 0 || vlan > broker.MaxVLAN {
+			return fmt.Errorf("vlans: %d, want 0 (none) to %d", vlan, broker.MaxVLAN)
 		}
 	}
 	switch g.Target {
